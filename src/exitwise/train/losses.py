@@ -1,0 +1,79 @@
+"""MuE's layer-wise task loss: every decoder layer is read out by the shared head and answers for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from exitwise.errors import KnobError
+
+Weights = Literal["uniform", "linear", "avg+last"]
+IGNORED = -100
+
+
+def layer_weights(layers: int, kind: Weights) -> list[float]:
+    """One weight per layer, summing to the number of layers: equal; growing as 1..n; or the mean of all plus the last, half and half."""
+    if kind == "uniform":
+        return [1.0] * layers
+    if kind == "linear":
+        return [2 * (index + 1) / (layers + 1) for index in range(layers)]
+    if kind == "avg+last":
+        return [0.5 + (0.5 * layers if index == layers - 1 else 0.0) for index in range(layers)]
+    raise KnobError(f"weights {kind!r} are unknown. Allowed: uniform, linear, avg+last.")
+
+
+def layerwise(
+    hidden_states: Sequence[Tensor],
+    readout: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    *,
+    smoothing: float = 0.0,
+    reduction: Literal["sum", "mean"] = "sum",
+    weights: Weights | Sequence[float] = "uniform",
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """L = sum over layers of w_i * CE(readout(h_i), labels), a scalar; each CE is a mean over the labels that count (Tang et al. 2023, eq. 6).
+
+    hidden_states: the output of each layer, (rows, tokens, d), first to last. labels: (rows, tokens), -100 where nothing is asked; the head is
+    evaluated at the other places only, one layer after the other. allowed: (vocabulary,) or (rows, tokens, vocabulary), False forbids a token
+    (the trie of an answer task). "mean" divides by the sum of the weights. No label at all gives 0.
+    """
+    if reduction not in ("sum", "mean"):
+        raise KnobError(f"reduction {reduction!r} is unknown. Allowed: sum, mean.")
+    shares = layer_weights(len(hidden_states), weights) if isinstance(weights, str) else list(weights)
+    if len(shares) != len(hidden_states):
+        raise KnobError(f"{len(shares)} weights were given for {len(hidden_states)} layers. Give one per layer.")
+    asked = labels != IGNORED
+    targets = labels[asked]
+    if allowed is not None and allowed.dim() == 3:
+        allowed = allowed[asked]
+    total = hidden_states[0].new_zeros(())
+    if targets.numel() == 0:
+        return total
+    for hidden, share in zip(hidden_states, shares, strict=True):
+        if share:
+            total = total + share * _cross_entropy(readout(hidden[asked]), targets, smoothing, allowed)
+    return total / sum(shares) if reduction == "mean" else total
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float, allowed: Tensor | None) -> Tensor:
+    """Mean over rows; with a constraint the smoothing mass is spread over the allowed tokens only."""
+    if allowed is None:
+        return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+    logp = logits.float().masked_fill(~allowed, torch.finfo(torch.float32).min).log_softmax(-1)
+    gold = -logp.gather(-1, targets[:, None])[:, 0]
+    count = allowed.sum(-1)
+    spread = -logp.masked_fill(~allowed, 0.0).sum(-1) / count
+    return ((1 - smoothing) * gold + smoothing * spread).mean()
+
+
+def sampled_weights(layers: int, others: int, generator: torch.Generator) -> list[float]:
+    """Weights that keep the last layer and `others` random ones of the rest, scaled so that their expectation is 1 for every layer."""
+    if not 1 <= others <= layers - 1:
+        raise KnobError(f"{others} other layers were asked for. Allowed: 1..{layers - 1}.")
+    chosen = torch.randperm(layers - 1, generator=generator)[:others].tolist()
+    return [1.0 if index == layers - 1 else (layers - 1) / others if index in chosen else 0.0 for index in range(layers)]
