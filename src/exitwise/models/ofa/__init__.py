@@ -1,0 +1,32 @@
+"""OFA, the unified vision-language model (Wang et al. 2022, arXiv:2202.03052): `from exitwise.models.ofa import ...`.
+
+Importing this registers the model with the Auto classes of `transformers`.
+"""
+
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+
+from .configuration import OFAConfig
+from .decoder import OFADecoder
+from .encoder import OFAEncoder, OFAEncoderOutput
+from .layers import OFADecoderLayer, OFAEncoderLayer
+from .modeling import OFAForConditionalGeneration, OFAModel
+from .stem import Lite0, ResNetTrunk, Stem, load_lite0
+
+AutoConfig.register("ofa", OFAConfig, exist_ok=True)
+AutoModelForSeq2SeqLM.register(OFAConfig, OFAForConditionalGeneration, exist_ok=True)
+AutoModelForImageTextToText.register(OFAConfig, OFAForConditionalGeneration, exist_ok=True)
+
+__all__ = [
+    "Lite0",
+    "OFAConfig",
+    "OFADecoder",
+    "OFADecoderLayer",
+    "OFAEncoder",
+    "OFAEncoderLayer",
+    "OFAEncoderOutput",
+    "OFAForConditionalGeneration",
+    "OFAModel",
+    "ResNetTrunk",
+    "Stem",
+    "load_lite0",
+]

@@ -1,0 +1,171 @@
+"""The encoder of OFA: image tokens, then text tokens, through one stack; position biases are made here, once a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import ModelOutput
+
+from exitwise.errors import InputError
+
+from .base import OFAPreTrainedModel
+from .configuration import OFAConfig
+from .layers import OFAEncoderLayer
+from .positions import PositionScores, image_buckets, image_positions, token_buckets
+from .stem import Stem
+
+
+@dataclass
+class OFAEncoderOutput(ModelOutput):
+    """`last_hidden_state` (B, S, d), image tokens first; `position_embeddings` (1, S, d), which the decoder's cross bias needs;
+    `hidden_states`, on request: the embeddings and each layer's raw output, before the final norm."""
+
+    last_hidden_state: Tensor | None = None
+    position_embeddings: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Embedded:
+    """What enters the encoder's layers: tokens, and all that their biases are made of."""
+
+    hidden: Tensor  # (B, S, d)
+    positions: Tensor  # (S, d), after the norms
+    image_index: Tensor | None  # (I, I) buckets of the image's cells
+    text_index: Tensor | None  # (L, L) buckets of the text's tokens
+    masked: Tensor | None  # (B or 1, 1, S or 1, S), true where nothing is to be read
+
+
+class OFAEncoder(OFAPreTrainedModel):
+    """Image tokens, then text tokens, through one stack of layers and one final norm."""
+
+    def __init__(self, config: OFAConfig) -> None:
+        super().__init__(config)
+        width, heads, layers = config.d_model, config.encoder_attention_heads, config.encoder_layers
+        self.stem = Stem(config)
+        self.image_proj = nn.Linear(config.stem_channels, width)
+        self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
+        self.type_embedding = nn.Embedding(2, width)
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
+        self.embed_image_positions = nn.Embedding(config.image_bucket_size**2, width)
+        self.pos_ln = nn.LayerNorm(width)
+        self.image_pos_ln = nn.LayerNorm(width)
+        self.layernorm_embedding = nn.LayerNorm(width)
+        self.patch_layernorm_embedding = nn.LayerNorm(width)
+        self.position_scores = PositionScores(width, heads)
+        self.token_rel_pos = nn.ModuleList(nn.Embedding(2 * config.token_bucket_size - 1, heads) for _ in range(layers))
+        self.image_rel_pos = nn.ModuleList(nn.Embedding((2 * config.image_bucket_size - 1) ** 2, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(OFAEncoderLayer(config, index) for index in range(layers))
+        self.layer_norm = nn.LayerNorm(width)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def relative_tables(self) -> list[nn.Module]:
+        """Every relative position table, which start at zero."""
+        return [*self.token_rel_pos, *self.image_rel_pos]
+
+    def embed_image(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, rows, columns, C) -> tokens (B, I, d), positions (I, d), relative buckets (I, I)."""
+        _, rows, columns, channels = features.shape
+        size = self.config.image_bucket_size
+        if channels != self.config.stem_channels or max(rows, columns) > size:
+            raise InputError(
+                f"image features of shape {tuple(features.shape)} do not fit: the last size must be {self.config.stem_channels}"
+                f" and the grid at most {size} x {size} cells."
+            )
+        row, column = image_positions(rows, columns, features.device)
+        tokens = self.image_proj(features.flatten(1, 2).to(self.image_proj.weight.dtype)) + self.type_embedding.weight[1]
+        tokens = self.patch_layernorm_embedding(tokens)
+        positions = self.image_pos_ln(self.embed_image_positions(row * size + column))
+        return tokens, positions, image_buckets(row, column, size)
+
+    def embed_text(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids (B, L) -> tokens (B, L, d), positions (L, d), relative buckets (L, L)."""
+        length, longest = input_ids.shape[1], self.config.max_position_embeddings
+        if length > longest:
+            raise InputError(f"the text has {length} tokens. This model reads at most {longest}: shorten it.")
+        tokens = self.layernorm_embedding(self.embed_tokens(input_ids) + self.type_embedding.weight[0])
+        where = torch.arange(length, device=input_ids.device)
+        positions = self.pos_ln(self.embed_positions.weight[:length])
+        return tokens, positions, token_buckets(where, where, self.config.token_bucket_size, longest)
+
+    def embed(
+        self,
+        input_ids: Tensor | None,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Embedded:
+        """Everything before the first layer. One of image and text may be missing."""
+        if image_features is None and pixel_values is not None:
+            image_features = self.stem(pixel_values.to(self.image_proj.weight.dtype))
+        if image_features is None and input_ids is None:
+            raise InputError("the encoder got neither text nor image. Give input_ids, pixel_values or image_features.")
+        image = self.embed_image(image_features) if image_features is not None else None
+        text = self.embed_text(input_ids) if input_ids is not None else None
+        parts = [part for part in (image, text) if part is not None]
+        hidden = torch.cat([part[0] for part in parts], 1) if len(parts) == 2 else parts[0][0]
+        positions = torch.cat([part[1] for part in parts]) if len(parts) == 2 else parts[0][1]
+        hidden = F.dropout(hidden, self.config.dropout, self.training)
+        cells = image[1].shape[0] if image is not None else 0
+        masked = self._masked(attention_mask, cells, hidden)
+        return Embedded(hidden, positions, image[2] if image is not None else None, text[2] if text is not None else None, masked)
+
+    def _masked(self, attention_mask: Tensor | None, cells: int, hidden: Tensor) -> Tensor | None:
+        """Pads of the text and, if decomposed, all that lies between image and text."""
+        length = hidden.shape[1]
+        masked = None
+        if attention_mask is not None:
+            masked = F.pad(attention_mask == 0, (length - attention_mask.shape[1], 0))[:, None, None, :]
+        if self.config.decomposed and 0 < cells < length:
+            image = torch.arange(length, device=hidden.device) < cells
+            apart = (image[:, None] != image[None, :])[None, None]
+            masked = apart if masked is None else masked | apart
+        return masked
+
+    def absolute_bias(self, embedded: Embedded) -> Tensor:
+        """Position scores with the masks in them, (B or 1, heads, S, S): the part of the bias that all layers share."""
+        bias = self.position_scores(embedded.positions, embedded.positions)[None]
+        if embedded.masked is not None:
+            bias = bias.masked_fill(embedded.masked, torch.finfo(bias.dtype).min)
+        return bias
+
+    def layer_bias(self, layer: int, absolute: Tensor, embedded: Embedded) -> Tensor:
+        """The finished bias of one layer: the shared part plus this layer's tables, inside each modality."""
+        blocks = []
+        if embedded.image_index is not None:
+            blocks.append(F.embedding(embedded.image_index, self.image_rel_pos[layer].weight).permute(2, 0, 1))
+        if embedded.text_index is not None:
+            blocks.append(F.embedding(embedded.text_index, self.token_rel_pos[layer].weight).permute(2, 0, 1))
+        if len(blocks) == 1:
+            return absolute + blocks[0]
+        cells, length = blocks[0].shape[1], blocks[1].shape[1]
+        return absolute + (F.pad(blocks[0], (0, length, 0, length)) + F.pad(blocks[1], (cells, 0, cells, 0)))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> OFAEncoderOutput | tuple[Any, ...]:
+        embedded = self.embed(input_ids, pixel_values, image_features, attention_mask)
+        absolute = self.absolute_bias(embedded)
+        hidden = embedded.hidden
+        states = [hidden]
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden, self.layer_bias(index, absolute, embedded))
+            states.append(hidden)
+        output = OFAEncoderOutput(
+            last_hidden_state=self.layer_norm(hidden),
+            position_embeddings=embedded.positions[None],
+            hidden_states=tuple(states) if output_hidden_states else None,
+        )
+        return output.to_tuple() if return_dict is False else output
