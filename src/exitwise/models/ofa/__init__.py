@@ -3,18 +3,22 @@
 Importing this registers the model with the Auto classes of `transformers`.
 """
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoProcessor
 
 from .configuration import OFAConfig
 from .decoder import OFADecoder
 from .encoder import OFAEncoder, OFAEncoderOutput
 from .layers import OFADecoderLayer, OFAEncoderLayer
 from .modeling import OFAForConditionalGeneration, OFAModel
+from .processing import OFAProcessor
 from .stem import Lite0, ResNetTrunk, Stem, load_lite0
+from .tokenizer import train_tokenizer
+from .trie import Trie
 
 AutoConfig.register("ofa", OFAConfig, exist_ok=True)
 AutoModelForSeq2SeqLM.register(OFAConfig, OFAForConditionalGeneration, exist_ok=True)
 AutoModelForImageTextToText.register(OFAConfig, OFAForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(OFAConfig, OFAProcessor, exist_ok=True)
 
 __all__ = [
     "Lite0",
@@ -26,7 +30,10 @@ __all__ = [
     "OFAEncoderOutput",
     "OFAForConditionalGeneration",
     "OFAModel",
+    "OFAProcessor",
     "ResNetTrunk",
     "Stem",
+    "Trie",
     "load_lite0",
+    "train_tokenizer",
 ]
