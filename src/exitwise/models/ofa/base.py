@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -26,10 +28,11 @@ class OFAPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        tables: Any = getattr(module, "relative_tables", None)
         if isinstance(module, OFAAttention):
             init.ones_(module.c_attn)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif hasattr(module, "relative_tables"):
-            for table in module.relative_tables():
+        elif tables is not None:
+            for table in tables():
                 init.zeros_(table.weight)

@@ -13,16 +13,16 @@ STEM_CHANNELS = {"resnet": 1024, "efficientnet-lite0": 320}
 STEM_STRIDE = {"resnet": 16, "efficientnet-lite0": 32}
 
 _SIZES: dict[str, dict[str, Any]] = {
-    name: dict(
-        d_model=width,
-        encoder_ffn_dim=4 * width,
-        decoder_ffn_dim=4 * width,
-        encoder_attention_heads=heads,
-        decoder_attention_heads=heads,
-        encoder_layers=encoder,
-        decoder_layers=decoder,
-        resnet_blocks=blocks,
-    )
+    name: {
+        "d_model": width,
+        "encoder_ffn_dim": 4 * width,
+        "decoder_ffn_dim": 4 * width,
+        "encoder_attention_heads": heads,
+        "decoder_attention_heads": heads,
+        "encoder_layers": encoder,
+        "decoder_layers": decoder,
+        "resnet_blocks": blocks,
+    }
     for name, width, heads, encoder, decoder, blocks in (
         ("tiny", 256, 4, 4, 4, [3, 4, 6]),
         ("medium", 512, 8, 4, 4, [3, 4, 23]),

@@ -17,7 +17,7 @@ from exitwise.errors import InputError
 from .base import OFAPreTrainedModel
 from .configuration import OFAConfig
 from .layers import OFADecoderLayer
-from .positions import PositionScores, token_buckets
+from .positions import PositionScores, token_buckets, unread
 
 
 class PositionTables:
@@ -64,7 +64,7 @@ class DecoderBiases:
             return table[:, :, self.start : self.stop, : self.stop]
         query = self.where[:, self.start :, None]
         bias = table[0][:, query, self.where[:, None, :]].transpose(0, 1)
-        return bias.masked_fill(self.masked, torch.finfo(bias.dtype).min)
+        return bias.masked_fill(self.masked, unread(bias.dtype))
 
 
 class OFADecoder(OFAPreTrainedModel):
@@ -99,14 +99,14 @@ class OFADecoder(OFAPreTrainedModel):
         kept: PositionTables | None = getattr(past_key_values, "ofa_tables", None)
         if kept is None or start == 0 or kept.length < stop:
             kept = self._tables(min(longest, max(32, 2 ** math.ceil(math.log2(stop)))), encoder_positions)
-            setattr(past_key_values, "ofa_tables", kept)
+            past_key_values.ofa_tables = kept
         return kept
 
     def _tables(self, length: int, encoder_positions: Tensor) -> PositionTables:
         positions = self.pos_ln(self.embed_positions.weight[:length])
         where = torch.arange(length, device=positions.device)
         absolute = self.self_position_scores(positions, positions)
-        absolute = absolute.masked_fill(where[None, :] > where[:, None], torch.finfo(absolute.dtype).min)
+        absolute = absolute.masked_fill(where[None, :] > where[:, None], unread(absolute.dtype))
         buckets = token_buckets(where, where, self.config.token_bucket_size, self.config.max_position_embeddings)
         return PositionTables(absolute, buckets, self.cross_position_scores(positions, encoder_positions)[None])
 
@@ -127,11 +127,12 @@ class OFADecoder(OFAPreTrainedModel):
             where = (decoder_mask.long().cumsum(1) - 1).clamp(min=0)  # a row padded on the left still starts at position 0
             order = torch.arange(stop, device=where.device)
             masked = (decoder_mask == 0)[:, None, None, :] | (order[None, :] > order[start:, None])
+            masked &= order[None, :] != order[start:, None]  # a pad reads itself: a row that reads nothing would be NaN
             cross = tables.cross[0][:, where[:, start:]].transpose(0, 1)
         if encoder_mask is not None:
             if cross.shape[0] not in (1, encoder_mask.shape[0]):
                 encoder_mask = encoder_mask.repeat_interleave(cross.shape[0] // encoder_mask.shape[0], dim=0)
-            cross = cross.masked_fill((encoder_mask == 0)[:, None, None, :], torch.finfo(cross.dtype).min)
+            cross = cross.masked_fill((encoder_mask == 0)[:, None, None, :], unread(cross.dtype))
         return DecoderBiases(tables, self.token_rel_pos, start, stop, where, masked, cross)
 
     def embed(self, input_ids: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from exitwise.errors import InputError
 from .base import OFAPreTrainedModel
 from .configuration import OFAConfig
 from .layers import OFAEncoderLayer
-from .positions import PositionScores, image_buckets, image_positions, token_buckets
+from .positions import PositionScores, image_buckets, image_positions, token_buckets, unread
 from .stem import Stem
 
 
@@ -131,16 +131,18 @@ class OFAEncoder(OFAPreTrainedModel):
         """Position scores with the masks in them, (B or 1, heads, S, S): the part of the bias that all layers share."""
         bias = self.position_scores(embedded.positions, embedded.positions)[None]
         if embedded.masked is not None:
-            bias = bias.masked_fill(embedded.masked, torch.finfo(bias.dtype).min)
+            bias = bias.masked_fill(embedded.masked, unread(bias.dtype))
         return bias
 
     def layer_bias(self, layer: int, absolute: Tensor, embedded: Embedded) -> Tensor:
         """The finished bias of one layer: the shared part plus this layer's tables, inside each modality."""
         blocks = []
+        image_table: Any = self.image_rel_pos[layer].weight
+        text_table: Any = self.token_rel_pos[layer].weight
         if embedded.image_index is not None:
-            blocks.append(F.embedding(embedded.image_index, self.image_rel_pos[layer].weight).permute(2, 0, 1))
+            blocks.append(F.embedding(embedded.image_index, image_table).permute(2, 0, 1))
         if embedded.text_index is not None:
-            blocks.append(F.embedding(embedded.text_index, self.token_rel_pos[layer].weight).permute(2, 0, 1))
+            blocks.append(F.embedding(embedded.text_index, text_table).permute(2, 0, 1))
         if len(blocks) == 1:
             return absolute + blocks[0]
         cells, length = blocks[0].shape[1], blocks[1].shape[1]

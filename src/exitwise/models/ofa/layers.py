@@ -1,7 +1,7 @@
 """The layers of OFA: pre-LN blocks with NormFormer's extra norms and head scales; position enters only as a finished bias.
 
 Block (Shleifer et al. 2021, arXiv:2110.09456): x + LN(scaled heads(LN(x))), then x + fc2(LN(gelu(fc1(LN(x))))).
-A bias holds position scores and masks together and is (B or 1, heads, queries, keys); what is masked holds the dtype's least number.
+A bias holds position scores and masks together and is (B or 1, heads, queries, keys); what is masked holds `positions.unread`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor, nn
 
 
+def unread(dtype: torch.dtype) -> float:
+    """The bias of what is not to be read: half the least number, so that sums and lower precisions stay finite."""
+    return torch.finfo(dtype).min / 2
+
+
 def token_buckets(queries: Tensor, keys: Tensor, buckets: int, longest: int) -> Tensor:
     """Bucket of each key as seen from each query, (queries, keys), in 0..2 * buckets - 2.
 

@@ -82,7 +82,8 @@ class OFAProcessor(ProcessorMixin):
                 f"the images of this batch fall on different grids: {sorted(set(found))}. Group them by"
                 " exitwise.models.ofa.images.nearest_grid, or force one with grid=[rows, columns]."
             )
-        return torch.stack([pixels(image, *found[0], self.stride) for image in opened])
+        rows, columns = found[0]
+        return torch.stack([pixels(image, rows, columns, self.stride) for image in opened])
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, lower-case with a leading space, without specials."""
