@@ -1,0 +1,237 @@
+"""The waist of the library: a model and a method, and the few verbs that everything above uses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from . import families, methods
+from .calibrate.budget import Calibration, Outcome, search
+from .errors import CheckpointError, FingerprintError, KnobError
+from .method import Method
+from .run.walk import Plan, Session, attached
+from .stack import Family
+from .trace import Trace
+
+SETTINGS_FILE = "exitwise.json"
+FORMAT = 1
+
+
+@dataclass
+class GenerateOutput(ModelOutput):
+    """What `Engine.generate` returns.
+
+    sequences: (rows, length) as `model.generate` gives them. depth: (rows, new tokens) layers that the decoder ran for each token of
+    `sequences` after the prompt; 0 for pads after the end. trace: everything that ran, all beams included. scores: as asked for.
+    """
+
+    sequences: Tensor | None = None
+    depth: Tensor | None = None
+    trace: Any = None
+    scores: Any = None
+
+
+class Engine:
+    """A model that stops computing when its answer is ready.
+
+    model: any torch module whose layers a family describes (found by `config.model_type`, by structure, or passed as `family`). method: a name
+    from `exitwise.methods.names()` or a Method; knobs: its options. The model is not changed: it carries the exits only inside a verb or an
+    `attached()` block. Raises UnknownName, KnobError, FamilyError.
+    """
+
+    def __init__(self, model: nn.Module, method: str | Method = "mue", family: Family | None = None, **knobs: Any) -> None:
+        self.model = model
+        self.method_name = method if isinstance(method, str) else "custom"
+        self.method = methods.load(method) if isinstance(method, str) else method
+        self.family_name, self.family = ("given", family) if family is not None else families.of(model)
+        self._settings = self.method.settings(knobs)
+        self.calibration: Calibration | None = None
+        self.plan()  # a knob that does not fit the model is refused now, not in mid-run
+
+    def __repr__(self) -> str:
+        return f"Engine({type(self.model).__name__}, method={self.method_name!r}, family={self.family_name!r})"
+
+    # -- what it is -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """stream -> layers of its stack."""
+        return {s: len(stack.layers(self.model)) for stack in self.family.stacks_of(self.model) for s in stack.streams}
+
+    @property
+    def streams(self) -> dict[str, str]:
+        """stream -> 'encoder' or 'decoder'."""
+        return {s: stack.kind for stack in self.family.stacks_of(self.model) for s in stack.streams}
+
+    def settings_dict(self) -> dict[str, Any]:
+        """The method's knobs as they stand."""
+        return dict(self._settings)
+
+    def with_settings(self, **changes: Any) -> Engine:
+        """Another engine on the same model (nothing is copied), with some knobs changed."""
+        other = Engine.__new__(Engine)
+        other.__dict__.update(self.__dict__)
+        other._settings = self.method.settings({**self._settings, **changes})
+        other.plan()
+        return other
+
+    def plan(self) -> Plan:
+        """What a run will do."""
+        return self.method.plan(self._settings, self.layers)
+
+    # -- running ----------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def attached(self, steps: int | None = None, record: bool = False, drop_ended: bool = False) -> Iterator[Session]:
+        """The model itself carries the exits inside this block, whoever calls it; afterwards it is exactly what it was.
+
+        steps: most decoding steps there can be, for a threshold that moves with the step (default: the generation config's). record: note the
+        similarity after every layer. drop_ended: do not compute rows of a greedy batch whose sequence has ended.
+        """
+        config = getattr(self.model, "generation_config", None)
+        if steps is None:
+            steps = (getattr(config, "max_new_tokens", None) or getattr(config, "max_length", None) or 20) if config is not None else 20
+        plan = replace(self.plan(), steps=steps, record=record)
+        if drop_ended and config is not None and config.eos_token_id is not None:
+            ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+            plan = replace(plan, ends=frozenset(ends), pad=config.pad_token_id)
+        with attached(self.model, self.family, plan) as session:
+            yield session
+
+    def run(self, record: bool = False, **inputs: Any) -> Any:
+        """The model's own output for these inputs, with `.trace` added. Gradients are off."""
+        with torch.no_grad(), self.attached(record=record) as session:
+            out = self.model(**inputs)
+        out.trace = session.trace
+        return out
+
+    def generate(self, record: bool = False, **inputs: Any) -> GenerateOutput:
+        """`model.generate` through the exits: the same arguments, and the depths beside the sequences."""
+        if not hasattr(self.model, "generate"):
+            raise KnobError(f"{type(self.model).__name__} has no `generate`. Use `run`, or `attached()` around your own loop.")
+        asked = dict(inputs)
+        wants_scores = asked.pop("output_scores", False)
+        asked["return_dict_in_generate"] = True
+        config = asked.get("generation_config") or self.model.generation_config  # type: ignore[union-attr]
+        beams = asked.get("num_beams") or getattr(config, "num_beams", None) or 1
+        steps = asked.get("max_new_tokens") or asked.get("max_length") or getattr(config, "max_new_tokens", None) or config.max_length or 20
+        with torch.no_grad(), self.attached(steps=steps, record=record, drop_ended=beams == 1) as session:
+            out = self.model.generate(**asked, output_scores=wants_scores or beams > 1)  # type: ignore[operator,union-attr]
+        trace = session.trace
+        depth = _token_depth(trace, out.sequences, getattr(out, "beam_indices", None))
+        return GenerateOutput(sequences=out.sequences, depth=depth, trace=trace, scores=out.scores if wants_scores else None)
+
+    # -- calibration ------------------------------------------------------------------------------------------------------------
+
+    def calibrate(
+        self,
+        rows: Sequence[Any],
+        keep: float = 0.99,
+        quality: Callable[[Sequence[Any], Sequence[Any]], float] | None = None,
+        predict: Callable[[Engine, Sequence[Any]], tuple[Sequence[Any], Trace]] | None = None,
+        trials: int = 24,
+        progress: Callable[[int, int], None] | None = None,
+        **generate: Any,
+    ) -> Calibration:
+        """Choose the cheapest thresholds that keep `keep` of the full depth's quality on these rows; the engine takes them.
+
+        rows: any sequence; by default each is a dict of `generate`'s inputs for one item. predict: (engine, rows) -> (outputs, trace), by default
+        `generate` row by row with `generate`'s arguments. quality: (outputs, rows) -> higher is better, by default the share of outputs that equal
+        the full-depth model's. trials: most settings that are run. Cost is one minus ETR. Raises CalibrationError for an empty or hopeless request.
+        """
+        foretell = predict or (lambda engine, items: _predict(engine, items, generate))
+
+        def run(changes: dict[str, Any], record: bool) -> Outcome:
+            engine = self.with_settings(**changes)
+            if record:
+                engine = engine._recording()
+            outputs, trace = foretell(engine, rows)
+            return Outcome(outputs, trace)
+
+        found = search(
+            run=run, quality=quality, rows=rows, keep=keep, trials=trials, progress=progress,
+            streams={s: n for s, n in self.layers.items() if s in self.method.calibrated}, minimum=self._settings.get("minimum", 1),
+        )  # fmt: skip
+        self._settings = self.method.settings({**self._settings, **found.settings})
+        self.calibration = found
+        return found
+
+    def _recording(self) -> Engine:
+        """This engine with every session recording."""
+        other = Engine.__new__(Engine)
+        other.__dict__.update(self.__dict__)
+        other.attached = lambda **kwargs: Engine.attached(other, **{**kwargs, "record": True})  # type: ignore[method-assign]
+        return other
+
+    # -- keeping ----------------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write what was chosen and calibrated (never the base model) and the base's fingerprint to `folder`/exitwise.json."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        body = {
+            "format": FORMAT, "method": self.method_name, "settings": self._settings, "base": fingerprint(self.model),
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+        }  # fmt: skip
+        part = path / (SETTINGS_FILE + ".part")
+        part.write_text(json.dumps(body, indent=1))
+        part.replace(path / SETTINGS_FILE)
+        return path / SETTINGS_FILE
+
+    @classmethod
+    def load(cls, folder: str | Path, model: nn.Module, family: Family | None = None) -> Engine:
+        """An engine as it was saved, on the same base model. Raises CheckpointError (no or damaged file), FingerprintError (another model)."""
+        path = Path(folder) / SETTINGS_FILE
+        try:
+            body = json.loads(path.read_text())
+            kind, settings, base = body["method"], body["settings"], body["base"]
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is not there. Give the folder that `Engine.save` wrote.") from None
+        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as problem:
+            raise CheckpointError(f"{path} is damaged ({problem!r}). Calibrate and save again.") from None
+        if body.get("format") != FORMAT:
+            raise CheckpointError(f"{path} has format {body.get('format')}; this version reads format {FORMAT}.")
+        here = fingerprint(model)
+        if here != base:
+            wrong = ", ".join(f"{k} {base.get(k)!r} -> {here[k]!r}" for k in here if here[k] != base.get(k))
+            raise FingerprintError(f"These exits were saved for another model ({wrong}). Load that model, or calibrate anew.")
+        engine = cls(model, kind, family, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        engine.calibration = None if body.get("calibration") is None else Calibration.from_dict(body["calibration"])
+        return engine
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Class, number of parameters, and a hash over names, shapes and a sample of values of every parameter (in float32)."""
+    digest, count = hashlib.sha256(), 0
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().flatten()
+        count += values.numel()
+        sample = values[:: max(1, values.numel() // 64)][:64].float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return {"class": type(model).__name__, "parameters": count, "sha256": digest.hexdigest()}
+
+
+def _predict(engine: Engine, rows: Sequence[Any], generate: dict[str, Any]) -> tuple[list[list[int]], Trace]:
+    outs = [engine.generate(**row, **generate) for row in rows]
+    return [out.sequences[0].tolist() for out in outs if out.sequences is not None], Trace.cat([out.trace for out in outs])
+
+
+def _token_depth(trace: Trace, sequences: Tensor, beams: Tensor | None) -> Tensor | None:
+    """Depth of each generated token of the returned sequences, (rows, steps); beams are followed back, pads are 0."""
+    raw = trace.depth.get("decoder")
+    if raw is None:
+        return None
+    if beams is None:
+        return raw
+    picked = beams.cpu()[:, : raw.shape[1]]
+    steps = torch.arange(picked.shape[1])
+    return torch.where(picked >= 0, raw[picked.clamp(min=0), steps], 0)

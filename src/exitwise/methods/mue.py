@@ -1,0 +1,63 @@
+"""MuE: image tokens, text tokens and each generated token leave when their hidden states stop changing (Tang et al., CVPR 2023, arXiv:2211.11152).
+
+Decomposed encoder (section 3.2): image and text walk the tied layers apart and leave at their own depths. Exit (algorithm 1): after layer i,
+cos(state i-1, state i) > threshold, strictly; the state of layer i is used. Decoder: at every step, with the decaying threshold after CALM.
+Differs: rows of a batch leave one by one (the released code takes one cosine over the whole batch); the default scope is the mean of the
+tokens' cosines (the released code flattens all tokens: scope='flat'); skipped layers' keys and values are projected from the state that left
+(the released code meant to copy them and does nothing). The layer-wise loss that the method is trained with is `train.losses.layerwise`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..criteria import SCHEDULES, SCOPES, Saturation
+from ..method import Knob, Method, Settings
+from ..run.cache import POLICIES
+from ..run.walk import Plan
+
+_THRESHOLD = "Cosine above which the stream's rows leave; 1 or more never. Choose it by calibration."
+
+
+def plan(settings: Settings, layers: Mapping[str, int]) -> Plan:
+    """One saturation rule per stream."""
+    rules = {}
+    for stream in layers:
+        decoder = stream == "decoder"
+        rules[stream] = Saturation(
+            threshold=settings[stream] if stream in settings else settings["text"],
+            scope=settings["decoder_scope"] if decoder else settings["scope"],
+            minimum=settings["minimum"],
+            schedule=settings["schedule"] if decoder else "static",
+            beta=settings["beta"],
+            tau=settings["tau"],
+        )
+    return Plan(rules, decompose=settings["decompose"], policy=settings["keys_values"], together=settings["batch"] == "min")
+
+
+METHOD = Method(
+    paper="arXiv:2211.11152",
+    about="image, text and each generated token leave the layers when their hidden states stop changing",
+    plan=plan,
+    calibrated=("image", "text", "audio", "decoder"),
+    knobs=(
+        Knob("image", 1.0, _THRESHOLD, -1.0, 2.0),
+        Knob("text", 1.0, _THRESHOLD, -1.0, 2.0),
+        Knob("audio", 1.0, _THRESHOLD, -1.0, 2.0),
+        Knob("decoder", 1.0, _THRESHOLD, -1.0, 2.0),
+        Knob("scope", "token_mean", "how the tokens of a row are combined into one cosine", choices=SCOPES),
+        Knob("decoder_scope", "token_mean", "the same for several decoder tokens at once (a prompt)", choices=SCOPES),
+        Knob("schedule", "static", "how the decoder's threshold moves with the step", choices=SCHEDULES),
+        Knob("beta", 0.95, "weight of the static threshold in the paper's schedule", 0.0, 1.0),
+        Knob("tau", 1.0, "temperature of the paper's schedule", 0.0, 100.0),
+        Knob("minimum", 1, "least depth of every stream, in layers", 1, 1000),
+        Knob("decompose", True, "image and text walk the encoder apart, with tied weights", choices=(True, False)),
+        Knob("keys_values", "propagate", "what becomes of keys and values of skipped layers", choices=POLICIES),
+        Knob(
+            "batch",
+            "compact",
+            "'compact': each row leaves by itself; 'min': a batch leaves when its last row is ready",
+            choices=("compact", "min"),
+        ),
+    ),
+)

@@ -1,0 +1,204 @@
+"""Encoders with exits: each stream's rows walk the layers until they are ready; rows that left are not computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..criteria import Fixed, Rule, Step
+from ..errors import FamilyError
+from ..stack import Stack
+from .cache import rows_tensor
+from .walk import Session, named, parameters, pick, plain_call, split_output
+
+
+class Walker:
+    """The rows of one stream on their way through one stack."""
+
+    def __init__(
+        self, session: Session, rule: Rule | None, rows: list[int], state: Tensor, mask: Tensor | None, layers: int, of: int, step: int = 0
+    ) -> None:
+        self.session, self.of, self.rows, self.state, self.mask = session, of, rows, state, mask
+        self.rule = rule if rule is not None else Fixed(layers)
+        self.depth = [0] * of
+        self.result: Tensor | None = None
+        self.at = Step(0, layers, step, session.plan.steps, state.shape[1])
+        self.foretold = self.rule.depths(of, layers, step, session.dice)
+        if self.foretold is not None and session.plan.together:
+            self.foretold = [max(self.foretold[r] for r in rows)] * of
+        self.sure = torch.full((of, layers), float("nan")) if session.plan.record else None
+
+    @property
+    def index(self) -> Tensor | None:
+        """The rows that walk, as an index; None for all."""
+        return rows_tensor(self.rows, self.of, self.state.device)
+
+    def advance(self, layer: int, after: Tensor) -> None:
+        """The state after `layer` (1-based) of the rows that walk; those that are ready leave with it."""
+        at = Step(layer, self.at.layers, self.at.step, self.at.steps, self.at.tokens)
+        before, self.state = self.state, after
+        leave = self._ready(before, after, at)
+        going = [i for i, out in enumerate(leave) if out]
+        if not going:
+            return
+        for i in going:
+            self.depth[self.rows[i]] = layer
+        if len(going) == self.of:
+            self.result, self.rows = after, []
+            return
+        if self.result is None:
+            self.result = after.new_zeros((self.of, *after.shape[1:]))
+        device = after.device
+        if len(going) == len(self.rows):
+            self.result[torch.tensor(self.rows, device=device)] = after
+            self.rows = []
+            return
+        self.result[torch.tensor([self.rows[i] for i in going], device=device)] = after[torch.tensor(going, device=device)]
+        staying = [i for i, out in enumerate(leave) if not out]
+        self.rows = [self.rows[i] for i in staying]
+        self.state = after.index_select(0, torch.tensor(staying, device=device))
+
+    def _ready(self, before: Tensor, after: Tensor, at: Step) -> list[bool]:
+        """Which of the walking rows leave after this layer. At most one host synchronisation, and none where nothing is in doubt."""
+        sure = None
+        if self.sure is not None:
+            sure = self._measure(before, after)
+            self.sure[self.rows, at.layer - 1] = sure.float().cpu()
+        if at.layer == at.layers:
+            return [True] * len(self.rows)
+        if self.foretold is not None:
+            return [self.foretold[r] <= at.layer for r in self.rows]
+        if not self.rule.may_leave(at):
+            return [False] * len(self.rows)
+        leave: list[bool] = self.rule.leaves(self._measure(before, after) if sure is None else sure, at).tolist()
+        return [all(leave)] * len(leave) if self.session.plan.together else leave
+
+    def _measure(self, before: Tensor, after: Tensor) -> Tensor:
+        mask = self.mask
+        if mask is not None and len(self.rows) != self.of:
+            mask = mask.index_select(0, torch.tensor(self.rows, device=mask.device))
+        return self.rule.sureness(before, after, mask)
+
+
+class EncoderWalk:
+    """One stack of an encoder, while a session is attached."""
+
+    def __init__(self, session: Session, stack: Stack) -> None:
+        self.session, self.stack = session, stack
+        self.layers = len(stack.layers(session.model))
+        self.given: dict[str, Any] = {}
+        self.walkers: dict[str, tuple[tuple[int, int], Walker]] = {}
+        self.extras: tuple[Any, ...] | None = None
+
+    def owner_call(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.given = named(owner, args, kwargs)
+        try:
+            return plain_call(owner, args, kwargs)
+        finally:
+            self.given, self.walkers, self.extras = {}, {}, None
+
+    def layer_handler(self, index: int) -> Callable[..., Any]:
+        def handle(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return self._layer(index, layer, args, kwargs)
+
+        return handle
+
+    def _layer(self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = named(layer, args, kwargs)
+        first = next(iter(call))
+        hidden = call.pop(first)
+        if index == 0:
+            self._begin(hidden)
+        for span, walker in self.walkers.values():
+            if not walker.rows:
+                continue
+            cut = self._cut(call, walker, span, hidden.shape)
+            out = plain_call(layer, (walker.state,), cut)
+            after, extras = split_output(out)
+            self.extras = extras if extras is not None else self.extras
+            self.session.worked(self.stack, len(walker.rows), after.shape[1])
+            walker.advance(index + 1, after)
+        state = self._finish(hidden) if index == self.layers - 1 else hidden
+        return state if self.extras is None else (state, *self.extras)
+
+    def _begin(self, hidden: Tensor) -> None:
+        rows, tokens = hidden.shape[:2]
+        spans = self._spans(tokens)
+        for stream, span in spans.items():
+            state = hidden if span == (0, tokens) else hidden[:, span[0] : span[1]]
+            names = stream.split("+")
+            rule = self.session.plan.rules.get(names[-1] if len(names) == 1 else stream, self.session.plan.rules.get(names[0]))
+            walker = Walker(self.session, rule, list(range(rows)), state, self._mask(span, tokens), self.layers, rows)
+            self.walkers[stream] = span, walker
+
+    def _spans(self, tokens: int) -> dict[str, tuple[int, int]]:
+        """Streams that walk apart; one joint stream 'a+b' if the plan does not decompose."""
+        streams = self.stack.streams
+        if len(streams) == 1 or self.stack.spans is None:
+            return {"+".join(streams): (0, tokens)}
+        spans = self.stack.spans(self.session.model, tokens, {**self.session.listened, **self.given})
+        if not self.session.plan.decompose:
+            return {"+".join(spans): (0, tokens)}
+        return {s: span for s, span in spans.items() if span[1] > span[0]}
+
+    def _mask(self, span: tuple[int, int], tokens: int) -> Tensor | None:
+        mask = self.given.get(self.stack.token_mask)
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            return None
+        if mask.shape[1] == tokens:
+            return mask[:, span[0] : span[1]]
+        if mask.shape[1] == span[1] - span[0] and span[0] > 0:
+            return mask
+        if span == (0, tokens) and mask.shape[1] < tokens:  # the joint stream of image tokens, all real, and masked text
+            return torch.cat([mask.new_ones((mask.shape[0], tokens - mask.shape[1])), mask], 1)
+        return None
+
+    def _cut(self, call: dict[str, Any], walker: Walker, span: tuple[int, int], shape: torch.Size) -> dict[str, Any]:
+        rows, whole = walker.index, span == (0, shape[1])
+        if rows is None and whole:
+            return call
+        out = {}
+        for name, value in call.items():
+            value = pick(value, rows, walker.of)
+            out[name] = value if whole or name in self.stack.cross else _cut_tokens(value, span, shape[1])
+        return out
+
+    def _finish(self, hidden: Tensor) -> Tensor:
+        """The state in which each token left, in the places where the tokens came in; and the record of it."""
+        record = self.session.encoded
+        for stream, (span, walker) in self.walkers.items():
+            for name in stream.split("+"):
+                tokens: Any = span[1] - span[0] if walker.mask is None else walker.mask.sum(1)
+                record.setdefault(name, []).append((walker.depth, tokens, walker.sure))
+                self.session.layers[name] = self.layers
+            if walker.result is None:
+                raise FamilyError(f"The rows of {stream!r} never left {self.stack.path}: its owner did not call all {self.layers} layers.")
+        parts = [walker.result for _, walker in self.walkers.values() if walker.result is not None]
+        if len(parts) == 1 and parts[0].shape[1] == hidden.shape[1]:
+            return parts[0]
+        out = hidden.clone()
+        for span, walker in self.walkers.values():
+            assert walker.result is not None
+            out[:, span[0] : span[1]] = walker.result
+        return out
+
+
+def _cut_tokens(value: Any, span: tuple[int, int], tokens: int) -> Any:
+    """A stream's part of an argument: of both token axes of a mask or bias (4 dimensions), of the one of positions (2 or 3)."""
+    if isinstance(value, tuple):
+        return tuple(_cut_tokens(v, span, tokens) for v in value)
+    if not isinstance(value, Tensor):
+        return value
+    if value.dim() == 4:
+        if value.shape[-1] == tokens:
+            value = value[..., span[0] : span[1]]
+        return value[..., span[0] : span[1], :] if value.shape[-2] == tokens else value
+    return value[:, span[0] : span[1]] if value.dim() in (2, 3) and value.shape[1] == tokens else value
+
+
+def layer_parameters(layer: nn.Module) -> tuple[str, ...]:
+    """Names of a layer's forward parameters, for reports."""
+    return parameters(getattr(type(layer), "_exitwise_kind", type(layer)))

@@ -1,0 +1,189 @@
+"""Walking a foreign model's own layers with exits: the layers and their owner carry a subclass for a while, and are themselves again afterwards.
+
+The model's own forward prepares masks, positions and caches and loops over its layers as ever. While a session is attached, a layer's call
+comes here: rows that stay run the real layer (so hooks, compiled calls and checkpoints of the layer fire, once for each real call), rows that
+left are not in the batch any more, and a layer that nobody visits is not called at all.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..criteria import Rule
+from ..errors import AttachError
+from ..stack import Family, Stack
+from ..trace import Trace
+
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_BUSY: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method asks of a run.
+
+    rules: stream -> rule; a stream without one runs at full depth. decompose: streams that share a stack walk apart (no attention between
+    them). policy: what becomes of keys and values of skipped layers. together: rows of a batch leave together, when the last would.
+    steps: most decoding steps there can be, for schedules. ends: token ids after which a row of a greedy batch is not computed any more.
+    record: measure the similarity after every layer, whatever the rules need.
+    """
+
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    decompose: bool = True
+    policy: str = "propagate"
+    together: bool = False
+    steps: int = 20
+    ends: frozenset[int] = frozenset()
+    pad: int | None = None
+    record: bool = False
+    seed: int = 0
+
+
+class Session:
+    """One attachment: the plan, what the model was called with, and what happened."""
+
+    def __init__(self, model: nn.Module, family: Family, plan: Plan) -> None:
+        self.model, self.family, self.plan = model, family, plan
+        self.dice = torch.Generator().manual_seed(plan.seed)
+        self.listened: dict[str, Any] = {}
+        self.encoded: dict[str, list[tuple[list[int], Any, Tensor | None]]] = {}
+        self.decoded: dict[str, list[list[tuple[list[int], Any, Tensor | None]]]] = {}
+        self.layers: dict[str, int] = {}
+        self.count = Trace()
+
+    def worked(self, stack: Stack, rows: int, tokens: int) -> None:
+        """A real call of one layer took place."""
+        for counter, amount in ((self.count.calls, 1), (self.count.rows, rows), (self.count.work, rows * tokens)):
+            counter[stack.path] = counter.get(stack.path, 0) + amount
+
+    @property
+    def trace(self) -> Trace:
+        """All that happened since the session began."""
+        out = Trace(calls=dict(self.count.calls), rows=dict(self.count.rows), work=dict(self.count.work), fills=dict(self.count.fills),
+                    crossed=dict(self.count.crossed), head_calls=self.count.head_calls, layers=dict(self.layers))  # fmt: skip
+        parts = [Trace(depth={s: torch.tensor(d)}, tokens={s: _as_rows(t, len(d))}, sureness={} if sure is None else {s: sure})
+                 for s, events in self.encoded.items() for d, t, sure in events]  # fmt: skip
+        for stream, runs in self.decoded.items():
+            for steps in runs:
+                depth = torch.tensor([d for d, _, _ in steps]).T
+                tokens = torch.stack([_as_rows(t, len(d)) for d, t, _ in steps], 1)
+                sure = None if steps[0][2] is None else torch.stack([s for _, _, s in steps if s is not None], 1)
+                parts.append(Trace(depth={stream: depth}, tokens={stream: tokens}, sureness={} if sure is None else {stream: sure}))
+        joined = Trace.cat(parts)
+        out.depth, out.tokens, out.sureness = joined.depth, joined.tokens, joined.sureness
+        return out
+
+
+def _as_rows(tokens: Any, rows: int) -> Tensor:
+    return tokens.cpu() if isinstance(tokens, Tensor) else torch.full((rows,), int(tokens))
+
+
+@cache
+def parameters(kind: type) -> tuple[str, ...]:
+    """Names of a module class's forward parameters, without self."""
+    return tuple(inspect.signature(inspect.unwrap(kind.forward)).parameters)[1:]  # type: ignore[attr-defined]
+
+
+@cache
+def _carrier(kind: type) -> type:
+    """A subclass of a module's class whose calls go to the handler that the instance carries."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__["_exitwise"](self, args, kwargs)
+
+    body = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "_exitwise_kind": kind}
+    return type(kind.__name__, (kind,), body)
+
+
+def plain_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The module's own call, hooks and all, although it carries ours."""
+    return type(module)._exitwise_kind.__call__(module, *args, **kwargs)  # type: ignore[attr-defined]
+
+
+def _carry(module: nn.Module, handler: Callable[..., Any]) -> Callable[[], None]:
+    kind = type(module)
+    module.__dict__["_exitwise"] = handler
+    module.__class__ = _carrier(kind)
+
+    def undo() -> None:
+        module.__class__ = kind
+        module.__dict__.pop("_exitwise", None)
+
+    return undo
+
+
+@contextmanager
+def attached(model: nn.Module, family: Family, plan: Plan) -> Iterator[Session]:
+    """The model carries exits inside this block, whoever calls it; afterwards it is restored exactly, also after an exception.
+
+    One thread at a time (others wait). Raises AttachError if this thread has attached the model already.
+    """
+    from .decode import DecoderWalk
+    from .encode import EncoderWalk
+
+    with _LOCKS.setdefault(model, threading.RLock()):
+        if model in _BUSY:
+            raise AttachError(f"This {type(model).__name__} carries exits already. Leave the other `attached()` block first.")
+        session, undo = Session(model, family, plan), []
+        _BUSY.add(model)
+        try:
+            undo.append(model.register_forward_pre_hook(_listener(session), with_kwargs=True).remove)
+            head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+            if head is not None:
+                undo.append(head.register_forward_hook(_counter(session)).remove)
+            for stack in family.stacks_of(model):
+                walk = (DecoderWalk if stack.kind == "decoder" else EncoderWalk)(session, stack)
+                undo.append(_carry(stack.owner_module(model), walk.owner_call))
+                for index, layer in enumerate(stack.layers(model)):
+                    undo.append(_carry(layer, walk.layer_handler(index)))
+            yield session
+        finally:
+            for step in reversed(undo):
+                step()
+            _BUSY.discard(model)
+
+
+def _listener(session: Session) -> Callable[..., None]:
+    def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        session.listened = {**dict(zip(parameters(type(module)), args, strict=False)), **kwargs}
+
+    return listen
+
+
+def _counter(session: Session) -> Callable[..., None]:
+    def count(*_: Any) -> None:
+        session.count.head_calls += 1
+
+    return count
+
+
+def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call by their names."""
+    kind = getattr(type(module), "_exitwise_kind", type(module))
+    return {**dict(zip(parameters(kind), args, strict=False)), **kwargs}
+
+
+def pick(value: Any, rows: Tensor | None, of: int) -> Any:
+    """The rows of an argument, if its first dimension is the rows'; tuples part by part."""
+    if rows is None:
+        return value
+    if isinstance(value, tuple):
+        return tuple(pick(v, rows, of) for v in value)
+    if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == of and of > 1:
+        return value.index_select(0, rows)
+    return value
+
+
+def split_output(out: Any) -> tuple[Tensor, tuple[Any, ...] | None]:
+    """(state, what else a layer returned) for layers that return a tensor or a tuple."""
+    return (out[0], out[1:]) if isinstance(out, tuple) else (out, None)

@@ -1,0 +1,129 @@
+"""A model seen as stacks of layers: what a family file must say, and how a stack is found in a model that no file describes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from .errors import FamilyError
+
+Spans = dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One stack of layers.
+
+    path: dotted path of the ModuleList. kind: 'encoder' (rows leave once) or 'decoder' (rows leave at every step; keys and values are kept).
+    streams: names of the tokens that walk here; more than one name means that they walk together, in this order on the token axis.
+    spans: for several streams, (model, state's number of tokens, listened arguments) -> stream -> (first, past the last) token.
+    owner: dotted path of the module whose forward loops over the layers; the ModuleList's parent unless said otherwise.
+    token_mask: name of the owner's argument that holds the (rows, tokens) mask of real tokens.
+    cross: names of a layer's arguments that hold the other side (never cut by tokens).
+    fresh_bias: the first layer makes a bias for the deeper ones (T5), so late runs start at the first layer.
+    """
+
+    path: str
+    kind: Literal["encoder", "decoder"]
+    streams: tuple[str, ...]
+    spans: Callable[[nn.Module, int, Mapping[str, Any]], Spans] | None = None
+    owner: str | None = None
+    token_mask: str = "attention_mask"
+    cross: tuple[str, ...] = ("encoder_hidden_states", "encoder_attention_mask")
+    fresh_bias: bool = False
+
+    def layers(self, model: nn.Module) -> nn.ModuleList:
+        """The ModuleList itself."""
+        found = reach(model, self.path)
+        if not isinstance(found, nn.ModuleList):
+            raise FamilyError(f"{self.path} of {type(model).__name__} is a {type(found).__name__}, not a list of layers.")
+        return found
+
+    def owner_module(self, model: nn.Module) -> nn.Module:
+        """The module whose forward loops over the layers."""
+        found = reach(model, self.owner if self.owner is not None else self.path.rpartition(".")[0])
+        if not isinstance(found, nn.Module):
+            raise FamilyError(f"The owner of {self.path} in {type(model).__name__} is a {type(found).__name__}, not a module.")
+        return found
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model, as data: which `config.model_type`s (or class names) it covers, its stacks, and how a state is read out.
+
+    readout: (model, state (rows, tokens, width)) -> logits, exact for the last layer's state; None where there is no head to share.
+    shipped: an example of how such a model is loaded, for `exitwise families`.
+    """
+
+    model_types: tuple[str, ...]
+    stacks: tuple[Stack, ...] | Callable[[nn.Module], tuple[Stack, ...]]
+    readout: Callable[[Any, Tensor], Tensor] | None = None
+    classes: tuple[str, ...] = ()
+    about: str = ""
+    tiny: Callable[[], tuple[nn.Module, dict[str, Any]]] | None = None
+
+    def stacks_of(self, model: nn.Module) -> tuple[Stack, ...]:
+        """The stacks of this very model."""
+        found = self.stacks(model) if callable(self.stacks) else self.stacks
+        return tuple(s for s in found if _holds(model, s.path))
+
+    def fits(self, model: nn.Module) -> bool:
+        """Whether this file describes the model."""
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        name = type(model).__name__
+        return (kind in self.model_types and (not self.classes or name in self.classes)) or (kind is None and name in self.classes)
+
+
+def reach(model: Any, path: str) -> Any:
+    """The attribute at a dotted path; '' is the model itself. Raises FamilyError that names the first part that is missing."""
+    found = model
+    for part in path.split(".") if path else ():
+        try:
+            found = found[int(part)] if part.isdigit() and isinstance(found, nn.ModuleList) else getattr(found, part)
+        except (AttributeError, IndexError):
+            raise FamilyError(f"{type(model).__name__} has no {path!r}: {part!r} is missing in {type(found).__name__}.") from None
+    return found
+
+
+def _holds(model: nn.Module, path: str) -> bool:
+    try:
+        return len(reach(model, path)) > 0
+    except FamilyError:
+        return False
+
+
+def towers(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Every ModuleList of two or more layers of one class that are not nested in another such list: candidates for a stack."""
+    taken: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) < 2 or any(name.startswith(t + ".") for t in taken):
+            continue
+        if len({type(m) for m in module}) == 1 and any(True for _ in module[0].children()):
+            taken.append(name)
+            yield name, module
+
+
+def discover(model: nn.Module) -> Family:
+    """A family guessed from the structure; `exitwise inspect --check` and `Engine` hold it to the self-test before it is used.
+
+    A stack whose layers hold a cross attention, or that lies below a module called '*decoder*', is a decoder. Raises FamilyError if nothing
+    that looks like a stack is there.
+    """
+    stacks = []
+    for path, layers in towers(model):
+        names = {n.rpartition(".")[2].lower() for n, _ in layers[0].named_modules()}
+        crossed = any("cross" in n or n in ("encoder_attn", "encdecattention") for n in names)
+        kind: Literal["encoder", "decoder"] = "decoder" if crossed or "decoder" in path.lower() else "encoder"
+        taken = {s.streams[0] for s in stacks}
+        base = "decoder" if kind == "decoder" else "image" if any(w in path.lower() for w in ("vis", "image", "patch")) else "text"
+        stream = base if base not in taken else path.replace(".", "_")
+        stacks.append(Stack(path, kind, (stream,)))
+    if not stacks:
+        raise FamilyError(
+            f"No stack of layers was found in {type(model).__name__}: no ModuleList holds two or more layers of one class. "
+            "Write a family in code (docs/adding-a-family.md) and pass it as Engine(model, family=...)."
+        )
+    return Family((), tuple(stacks), about=f"discovered in {type(model).__name__}")
