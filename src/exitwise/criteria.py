@@ -107,8 +107,8 @@ class Rule(Protocol):
         """(rows,) how sure the rows are after the layer."""
         ...
 
-    def leaves(self, sureness: Tensor, at: Step) -> Tensor:
-        """(rows,) bool."""
+    def leaves(self, sureness: Tensor, at: Step, rows: Sequence[int]) -> Tensor:
+        """(rows,) bool, for the rows (numbers in the batch) that were measured."""
         ...
 
 
@@ -152,7 +152,7 @@ class Saturation:
     def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> Tensor:
         return similarity(before, after, self.scope, mask)
 
-    def leaves(self, sureness: Tensor, at: Step) -> Tensor:
+    def leaves(self, sureness: Tensor, at: Step, rows: Sequence[int]) -> Tensor:
         return sureness > self.at(at)
 
 
@@ -165,7 +165,7 @@ class _Foretold:
     def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> Tensor:
         return similarity(before, after, "token_mean", mask)
 
-    def leaves(self, sureness: Tensor, at: Step) -> Tensor:
+    def leaves(self, sureness: Tensor, at: Step, rows: Sequence[int]) -> Tensor:
         raise AssertionError("a foretold rule is never asked")
 
 

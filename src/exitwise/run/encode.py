@@ -73,7 +73,7 @@ class Walker:
             return [self.foretold[r] <= at.layer for r in self.rows]
         if not self.rule.may_leave(at):
             return [False] * len(self.rows)
-        leave: list[bool] = self.rule.leaves(self._measure(before, after) if sure is None else sure, at).tolist()
+        leave: list[bool] = self.rule.leaves(self._measure(before, after) if sure is None else sure, at, self.rows).tolist()
         return [all(leave)] * len(leave) if self.session.plan.together else leave
 
     def _measure(self, before: Tensor, after: Tensor) -> Tensor:
@@ -187,11 +187,11 @@ class EncoderWalk:
 
 
 def _cut_tokens(value: Any, span: tuple[int, int], tokens: int) -> Any:
-    """A stream's part of an argument: of both token axes of a mask or bias (4 dimensions), of the one of positions (2 or 3)."""
+    """A stream's part of an argument: of both token axes of a mask or bias (4 dimensions), of the one of positions (2 or 3); an object of a model's own by `cut_tokens`."""
     if isinstance(value, tuple):
         return tuple(_cut_tokens(v, span, tokens) for v in value)
     if not isinstance(value, Tensor):
-        return value
+        return value.cut_tokens(span) if hasattr(value, "cut_tokens") else value
     if value.dim() == 4:
         if value.shape[-1] == tokens:
             value = value[..., span[0] : span[1]]

@@ -174,14 +174,14 @@ def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
 
 
 def pick(value: Any, rows: Tensor | None, of: int) -> Any:
-    """The rows of an argument, if its first dimension is the rows'; tuples part by part."""
+    """The rows of an argument, if its first dimension is the rows'; tuples part by part; an object of a model's own by `pick_rows`."""
     if rows is None:
         return value
     if isinstance(value, tuple):
         return tuple(pick(v, rows, of) for v in value)
     if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == of and of > 1:
         return value.index_select(0, rows)
-    return value
+    return value.pick_rows(rows) if hasattr(value, "pick_rows") else value
 
 
 def split_output(out: Any) -> tuple[Tensor, tuple[Any, ...] | None]:

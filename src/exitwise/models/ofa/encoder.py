@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,6 +38,32 @@ class Embedded:
     image_index: Tensor | None  # (I, I) buckets of the image's cells
     text_index: Tensor | None  # (L, L) buckets of the text's tokens
     masked: Tensor | None  # (B or 1, 1, S or 1, S), true where nothing is to be read
+    absolute: dict[tuple[int, int] | None, Tensor] = field(default_factory=dict)  # by span of tokens, made when asked for
+
+
+class LazyBias:
+    """One layer's bias, made when the layer asks for it: a layer that is skipped costs nothing, a stream that walks alone pays for itself only.
+
+    `pick_rows` and `cut_tokens` are what a walk with exits needs of an argument that is not a tensor.
+    """
+
+    def __init__(
+        self, encoder: OFAEncoder, embedded: Embedded, layer: int, span: tuple[int, int] | None = None, rows: Tensor | None = None
+    ) -> None:
+        self.encoder, self.embedded, self.layer, self.span, self.rows = encoder, embedded, layer, span, rows
+
+    def pick_rows(self, rows: Tensor) -> LazyBias:
+        """The same for some rows of the batch."""
+        return LazyBias(self.encoder, self.embedded, self.layer, self.span, rows)
+
+    def cut_tokens(self, span: tuple[int, int]) -> LazyBias:
+        """The same for the tokens from span[0] to before span[1], to each other."""
+        return LazyBias(self.encoder, self.embedded, self.layer, span, self.rows)
+
+    def finished(self) -> Tensor:
+        """(B or 1, heads, S, S)."""
+        bias = self.encoder.layer_bias(self.layer, self.embedded, self.span)
+        return bias if self.rows is None or bias.shape[0] == 1 else bias.index_select(0, self.rows)
 
 
 class OFAEncoder(OFAPreTrainedModel):
@@ -127,26 +153,36 @@ class OFAEncoder(OFAPreTrainedModel):
             masked = apart if masked is None else masked | apart
         return masked
 
-    def absolute_bias(self, embedded: Embedded) -> Tensor:
-        """Position scores with the masks in them, (B or 1, heads, S, S): the part of the bias that all layers share."""
-        bias = self.position_scores(embedded.positions, embedded.positions)[None]
-        if embedded.masked is not None:
-            bias = bias.masked_fill(embedded.masked, unread(bias.dtype))
-        return bias
+    def absolute_bias(self, embedded: Embedded, span: tuple[int, int] | None = None) -> Tensor:
+        """Position scores with the masks in them, (B or 1, heads, S, S): what all layers share; made once for a span of tokens (None: all)."""
+        if span not in embedded.absolute:
+            start, stop = span or (0, embedded.hidden.shape[1])
+            positions, masked = embedded.positions[start:stop], embedded.masked
+            bias = self.position_scores(positions, positions)[None]
+            if masked is not None:
+                masked = masked[..., start:stop]
+                masked = masked[:, :, start:stop] if masked.shape[2] > 1 else masked
+            cells = 0 if embedded.image_index is None else embedded.image_index.shape[0]
+            if masked is not None and (span is None or stop > cells):  # no pads among the image's tokens
+                bias = bias.masked_fill(masked, unread(bias.dtype))
+            embedded.absolute[span] = bias
+        return embedded.absolute[span]
 
-    def layer_bias(self, layer: int, absolute: Tensor, embedded: Embedded) -> Tensor:
+    def layer_bias(self, layer: int, embedded: Embedded, span: tuple[int, int] | None = None) -> Tensor:
         """The finished bias of one layer: the shared part plus this layer's tables, inside each modality."""
-        blocks = []
+        absolute = self.absolute_bias(embedded, span)
         image_table: Any = self.image_rel_pos[layer].weight
         text_table: Any = self.token_rel_pos[layer].weight
-        if embedded.image_index is not None:
-            blocks.append(F.embedding(embedded.image_index, image_table).permute(2, 0, 1))
-        if embedded.text_index is not None:
-            blocks.append(F.embedding(embedded.text_index, text_table).permute(2, 0, 1))
-        if len(blocks) == 1:
-            return absolute + blocks[0]
-        cells, length = blocks[0].shape[1], blocks[1].shape[1]
-        return absolute + (F.pad(blocks[0], (0, length, 0, length)) + F.pad(blocks[1], (cells, 0, cells, 0)))
+        cells = 0 if embedded.image_index is None else embedded.image_index.shape[0]
+        length = embedded.hidden.shape[1]
+        parts = [(embedded.image_index, image_table, (0, cells)), (embedded.text_index, text_table, (cells, length))]
+        for index, table, place in parts:
+            if index is not None and (span == place or place == (0, length)):
+                return absolute + F.embedding(index, table).permute(2, 0, 1)
+        blocks = [F.embedding(index, table).permute(2, 0, 1) for index, table, _ in parts if index is not None]
+        both = F.pad(blocks[0], (0, length - cells, 0, length - cells)) + F.pad(blocks[1], (cells, 0, cells, 0))
+        start, stop = span or (0, length)
+        return absolute + both[:, start:stop, start:stop]
 
     def forward(
         self,
@@ -159,11 +195,10 @@ class OFAEncoder(OFAPreTrainedModel):
         return_dict: bool | None = None,
     ) -> OFAEncoderOutput | tuple[Any, ...]:
         embedded = self.embed(input_ids, pixel_values, image_features, attention_mask)
-        absolute = self.absolute_bias(embedded)
         hidden = embedded.hidden
         states = [hidden]
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, self.layer_bias(index, absolute, embedded))
+            hidden = layer(hidden, LazyBias(self, embedded, index))
             states.append(hidden)
         output = OFAEncoderOutput(
             last_hidden_state=self.layer_norm(hidden),

@@ -128,7 +128,7 @@ class _Block(GradientCheckpointingLayer):
 
 
 class OFAEncoderLayer(_Block):
-    """layer(hidden (B, S, d), bias (B or 1, heads, S, S)) -> hidden."""
+    """layer(hidden (B, S, d), bias (B or 1, heads, S, S), or an object that makes it when asked) -> hidden."""
 
     def __init__(self, config: OFAConfig, layer_idx: int) -> None:
         super().__init__()
@@ -140,7 +140,9 @@ class OFAEncoderLayer(_Block):
         self.self_attn_mid_layer_norm = nn.LayerNorm(width)
         self._feed_forward(width, config.encoder_ffn_dim)
 
-    def forward(self, hidden: Tensor, attention_bias: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, attention_bias: Any) -> Tensor:
+        if not isinstance(attention_bias, Tensor):
+            attention_bias = attention_bias.finished()
         branch = self.self_attn(self.self_attn_layer_norm(hidden), attention_bias)
         hidden = self.add(hidden, self.self_attn_mid_layer_norm(branch))
         return self.feed_forward(hidden)
