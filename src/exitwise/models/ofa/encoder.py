@@ -42,7 +42,7 @@ class Embedded:
 
 
 class LazyBias:
-    """One layer's bias, made when the layer asks for it: a layer that is skipped costs nothing, a stream that walks alone pays for itself only.
+    """One layer's bias, made when the layer asks for it: a skipped layer costs nothing, a lone stream pays for itself only.
 
     `pick_rows` and `cut_tokens` are what a walk with exits needs of an argument that is not a tensor.
     """
@@ -154,7 +154,7 @@ class OFAEncoder(OFAPreTrainedModel):
         return masked
 
     def absolute_bias(self, embedded: Embedded, span: tuple[int, int] | None = None) -> Tensor:
-        """Position scores with the masks in them, (B or 1, heads, S, S): what all layers share; made once for a span of tokens (None: all)."""
+        """Position scores with the masks in them, (B or 1, heads, S, S): shared by all layers; made once per span of tokens (None: all)."""
         if span not in embedded.absolute:
             start, stop = span or (0, embedded.hidden.shape[1])
             positions, masked = embedded.positions[start:stop], embedded.masked
@@ -198,7 +198,9 @@ class OFAEncoder(OFAPreTrainedModel):
         hidden = embedded.hidden
         states = [hidden]
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, LazyBias(self, embedded, index))
+            bias = LazyBias(self, embedded, index)
+            # Checkpointing runs a layer twice and must find the same work both times: what layers share is made outside.
+            hidden = layer(hidden, bias.finished() if self.training else bias)
             states.append(hidden)
         output = OFAEncoderOutput(
             last_hidden_state=self.layer_norm(hidden),
