@@ -1,4 +1,5 @@
-"""What a run cost: ETR (layers only), counted MACs, and nothing that is guessed. Wall-clock is measured elsewhere and never mixed with these."""
+"""What a run cost: ETR (layers only), counted MACs, and nothing that is guessed. Wall-clock is measured elsewhere and never mixed
+with these."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ READINGS = ("mean", "max", "tokens")
 def etr(trace: Trace, reading: str = "mean") -> float:
     """Expected time reduction of Tang et al. 2023: 1 - sum_i w_i (n_E + n_D,i) / ((N_E + N_D) sum_i w_i), in [0, 1).
 
-    n_E merges the encoder's streams; the paper does not say how: 'mean' is (p + q) / 2 (the only reading that fits its tables), 'max' the deeper
+    n_E merges the encoder's streams; the paper does not say how: 'mean' is (p + q) / 2 (the only reading that fits its tables),
+    'max' the deeper
     stream, 'tokens' the mean weighted by the streams' tokens. n_D: mean layers of a computed decoder step. A model with only an encoder
     or only a decoder counts what it has. Layers only: no stem, no head, all layers alike.
     """
@@ -87,7 +89,8 @@ class Counted:
 def count_macs(model: nn.Module | None = None) -> Iterator[Counted]:
     """Count multiply-accumulates of everything that runs inside: products, convolutions and attention, whoever calls them.
 
-    The attention kernel of the CPU, which torch's counter passes over, is counted too. Norms, activations and cosines are not. Counting slows a
+    The attention kernel of the CPU, which torch's counter passes over, is counted too. Norms, activations and cosines are not.
+    Counting slows a
     run down: do not time inside.
     """
     aten = torch.ops.aten

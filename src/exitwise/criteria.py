@@ -59,7 +59,8 @@ def paper_schedule(threshold: float, step: int, steps: int, beta: float, tau: fl
 
 
 def released_schedule(threshold: float, step: int, steps: int, beta: float, tau: float) -> float:
-    """The decay in MuE's released code: full depth in the first third, then 0.9 theta + 0.1 exp(-(t + 1) / (N + 1)); beta and tau are fixed there.
+    """The decay in MuE's released code: full depth in the first third, then 0.9 theta + 0.1 exp(-(t + 1) / (N + 1)); beta and tau
+    are fixed there.
 
     >>> [round(released_schedule(0.9, t, 16, 0.95, 1.0), 3) for t in (5, 6)]
     [1.0, 0.876]
@@ -83,7 +84,8 @@ SCHEDULE: dict[str, Callable[[float, int, int, float, float], float]] = {
 
 @dataclass(frozen=True)
 class Step:
-    """Where a walk stands when a rule is asked: the layer just run (1..layers), and for a decoder the step and the most steps there can be."""
+    """Where a walk stands when a rule is asked: the layer just run (1..layers), and for a decoder the step and the most steps
+    there can be."""
 
     layer: int
     layers: int
@@ -116,7 +118,8 @@ class Rule(Protocol):
 class Saturation:
     """Leave when the cosine of consecutive states is above the threshold (strictly, as in MuE's algorithm 1).
 
-    threshold: at or above 1 never leaves, whatever rounding does. minimum: least depth in layers. schedule: how the threshold moves with the
+    threshold: at or above 1 never leaves, whatever rounding does. minimum: least depth in layers. schedule: how the threshold
+    moves with the
     decoding step. Encoders have a single step.
     """
 
@@ -193,7 +196,8 @@ class Fixed(_Foretold):
 
 @dataclass(frozen=True)
 class Drawn(_Foretold):
-    """Random exits: each row (and step) draws its depth from `weights` (one per layer, need not sum to 1), from the session's seeded generator."""
+    """Random exits: each row (and step) draws its depth from `weights` (one per layer, need not sum to 1), from the session's
+    seeded generator."""
 
     weights: tuple[float, ...]
 

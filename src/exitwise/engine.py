@@ -43,7 +43,8 @@ class GenerateOutput(ModelOutput):
 class Engine:
     """A model that stops computing when its answer is ready.
 
-    model: any torch module whose layers a family describes (found by `config.model_type`, by structure, or passed as `family`). method: a name
+    model: any torch module whose layers a family describes (found by `config.model_type`, by structure, or passed as `family`).
+    method: a name
     from `exitwise.methods.names()` or a Method; knobs: its options. The model is not changed: it carries the exits only inside a verb or an
     `attached()` block. Raises UnknownName, KnobError, FamilyError.
     """
@@ -94,10 +95,11 @@ class Engine:
     def attached(self, steps: int | None = None, record: bool = False, drop_ended: bool = False) -> Iterator[Session]:
         """The model itself carries the exits inside this block, whoever calls it; afterwards it is exactly what it was.
 
-        steps: most decoding steps there can be, for a threshold that moves with the step (default: the generation config's). record: note the
+        steps: most decoding steps there can be, for a threshold that moves with the step (default: the generation config's).
+        record: note the
         similarity after every layer. drop_ended: do not compute rows of a greedy batch whose sequence has ended.
         """
-        config = getattr(self.model, "generation_config", None)
+        config: Any = getattr(self.model, "generation_config", None)
         if steps is None:
             steps = (getattr(config, "max_new_tokens", None) or getattr(config, "max_length", None) or 20) if config is not None else 20
         plan = replace(self.plan(), steps=steps, record=record)
@@ -116,16 +118,17 @@ class Engine:
 
     def generate(self, record: bool = False, **inputs: Any) -> GenerateOutput:
         """`model.generate` through the exits: the same arguments, and the depths beside the sequences."""
-        if not hasattr(self.model, "generate"):
+        model: Any = self.model
+        if not hasattr(model, "generate"):
             raise KnobError(f"{type(self.model).__name__} has no `generate`. Use `run`, or `attached()` around your own loop.")
         asked = dict(inputs)
         wants_scores = asked.pop("output_scores", False)
         asked["return_dict_in_generate"] = True
-        config = asked.get("generation_config") or self.model.generation_config  # type: ignore[union-attr]
+        config = asked.get("generation_config") or model.generation_config
         beams = asked.get("num_beams") or getattr(config, "num_beams", None) or 1
         steps = asked.get("max_new_tokens") or asked.get("max_length") or getattr(config, "max_new_tokens", None) or config.max_length or 20
         with torch.no_grad(), self.attached(steps=steps, record=record, drop_ended=beams == 1) as session:
-            out = self.model.generate(**asked, output_scores=wants_scores or beams > 1)  # type: ignore[operator,union-attr]
+            out = model.generate(**asked, output_scores=wants_scores or beams > 1)
         trace = session.trace
         depth = _token_depth(trace, out.sequences, getattr(out, "beam_indices", None))
         return GenerateOutput(sequences=out.sequences, depth=depth, trace=trace, scores=out.scores if wants_scores else None)
@@ -144,9 +147,12 @@ class Engine:
     ) -> Calibration:
         """Choose the cheapest thresholds that keep `keep` of the full depth's quality on these rows; the engine takes them.
 
-        rows: any sequence; by default each is a dict of `generate`'s inputs for one item. predict: (engine, rows) -> (outputs, trace), by default
-        `generate` row by row with `generate`'s arguments. quality: (outputs, rows) -> higher is better, by default the share of outputs that equal
-        the full-depth model's. trials: most settings that are run. Cost is one minus ETR. Raises CalibrationError for an empty or hopeless request.
+        rows: any sequence; by default each is a dict of `generate`'s inputs for one item. predict: (engine, rows) -> (outputs,
+        trace), by default
+        `generate` row by row with `generate`'s arguments. quality: (outputs, rows) -> higher is better, by default the share of
+        outputs that equal
+        the full-depth model's. trials: most settings that are run. Cost is one minus ETR. Raises CalibrationError for an empty or
+        hopeless request.
         """
         foretell = predict or (lambda engine, items: _predict(engine, items, generate))
 
@@ -189,7 +195,8 @@ class Engine:
 
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module, family: Family | None = None) -> Engine:
-        """An engine as it was saved, on the same base model. Raises CheckpointError (no or damaged file), FingerprintError (another model)."""
+        """An engine as it was saved, on the same base model. Raises CheckpointError (no or damaged file), FingerprintError
+        (another model)."""
         path = Path(folder) / SETTINGS_FILE
         try:
             body = json.loads(path.read_text())

@@ -17,7 +17,8 @@ Spans = dict[str, tuple[int, int]]
 class Stack:
     """One stack of layers.
 
-    path: dotted path of the ModuleList. kind: 'encoder' (rows leave once) or 'decoder' (rows leave at every step; keys and values are kept).
+    path: dotted path of the ModuleList. kind: 'encoder' (rows leave once) or 'decoder' (rows leave at every step; keys and values
+    are kept).
     streams: names of the tokens that walk here; more than one name means that they walk together, in this order on the token axis.
     spans: for several streams, (model, state's number of tokens, listened arguments) -> stream -> (first, past the last) token.
     owner: dotted path of the module whose forward loops over the layers; the ModuleList's parent unless said otherwise.
@@ -112,7 +113,7 @@ def discover(model: nn.Module) -> Family:
     A stack whose layers hold a cross attention, or that lies below a module called '*decoder*', is a decoder. Raises FamilyError if nothing
     that looks like a stack is there.
     """
-    stacks = []
+    stacks: list[Stack] = []
     for path, layers in towers(model):
         names = {n.rpartition(".")[2].lower() for n, _ in layers[0].named_modules()}
         crossed = any("cross" in n or n in ("encoder_attn", "encdecattention") for n in names)

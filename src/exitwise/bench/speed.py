@@ -1,7 +1,9 @@
 """What exits really save: full depth, exits and the ideal, timed alternately in one process on a model of OFA-Base's shape.
 
-The ideal is the same model cut at the same depths with no criterion and none of this library's machinery: its own modules, each stream through
-the first layers of the encoder, then `generate` on a decoder whose list of layers is cut short. Rows with different depths form one batch per depth.
+The ideal is the same model cut at the same depths with no criterion and none of this library's machinery: its own modules, each
+stream through
+the first layers of the encoder, then `generate` on a decoder whose list of layers is cut short. Rows with different depths form
+one batch per depth.
 """
 
 from __future__ import annotations
@@ -98,7 +100,7 @@ def ideal(model: OFAForConditionalGeneration, given: dict[str, Tensor], depths: 
         states = encoder.layer_norm(torch.cat(parts, 1))
         encoded = OFAEncoderOutput(last_hidden_state=states, position_embeddings=embedded.positions[None])
         out: Any = model.generate(encoder_outputs=encoded, attention_mask=given["attention_mask"], **generate)
-        return out  # type: ignore[no-any-return]
+        return out
 
 
 def alternate(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -120,7 +122,8 @@ def realised(
 ) -> dict[str, Any]:
     """Share of the possible saving that is realised: (T_full - T_exits) / (T_full - T_ideal), from medians."""
     model = model or base_model()
-    given, generate = inputs(model, rows), {"max_new_tokens": tokens, "num_beams": 1, "do_sample": False}
+    given: dict[str, Any] = dict(inputs(model, rows))
+    generate: dict[str, Any] = {"max_new_tokens": tokens, "num_beams": 1, "do_sample": False}
     engine = exits(model, depths)
     groups: dict[Depths, list[int]] = {}
     for row in range(rows):
@@ -128,7 +131,7 @@ def realised(
 
     def full() -> None:
         with torch.no_grad():
-            model.generate(**given, **generate)  # type: ignore[operator]
+            model.generate(**given, **generate)
 
     def cut() -> None:
         for depth, members in groups.items():
@@ -148,15 +151,17 @@ def realised(
 
 
 def overhead(repeats: int = 7, tokens: int = 16, model: OFAForConditionalGeneration | None = None) -> dict[str, Any]:
-    """Exits enabled and never taken (thresholds just below 1, so that every layer is asked), against the untouched model; ratio of medians."""
+    """Exits enabled and never taken (thresholds just below 1, so that every layer is asked), against the untouched model; ratio of
+    medians."""
     model = model or base_model()
-    given, generate = inputs(model, 1), {"max_new_tokens": tokens, "num_beams": 1, "do_sample": False}
+    given: dict[str, Any] = dict(inputs(model, 1))
+    generate: dict[str, Any] = {"max_new_tokens": tokens, "num_beams": 1, "do_sample": False}
     never = exits(model, [(99, 99, 99)])
     off = Engine(model, "never")
 
     def full() -> None:
         with torch.no_grad():
-            model.generate(**given, **generate)  # type: ignore[operator]
+            model.generate(**given, **generate)
 
     runs = {"full": full, "asked": lambda: never.generate(**given, **generate), "walked": lambda: off.generate(**given, **generate)}
     seconds = alternate(runs, repeats)

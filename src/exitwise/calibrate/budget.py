@@ -133,7 +133,8 @@ def search(
         if any(t["quality"] >= keep * best and t["settings"] == {**base, **settings} for t in tried) and depths:
             break
     good = [t for t in tried if t["quality"] >= keep * best]
-    chosen = max(good, key=lambda t: t["etr"], default={"settings": base, "quality": best, "etr": etr(full.trace)})
+    fallback: dict[str, Any] = {"settings": base, "quality": best, "etr": etr(full.trace)}
+    chosen = max(good, key=lambda t: t["etr"], default=fallback)
     return Calibration(keep, len(rows), best, chosen["quality"], chosen["etr"], dict(chosen["settings"]), tried)
 
 

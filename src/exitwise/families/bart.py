@@ -20,7 +20,8 @@ def tiny() -> tuple[Any, dict[str, Any]]:
     from transformers import BartConfig, BartForConditionalGeneration
 
     config = BartConfig(
-        vocab_size=99, d_model=32, encoder_layers=4, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
+        vocab_size=99, d_model=32, encoder_layers=4, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=64,
         decoder_ffn_dim=64, max_position_embeddings=64, dropout=0.0, init_std=0.3, forced_eos_token_id=None,
     )  # fmt: skip
     ids = torch.arange(24).view(2, 12) % 90 + 5

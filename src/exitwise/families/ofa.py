@@ -24,8 +24,10 @@ def tiny() -> tuple[Any, dict[str, Any]]:
     from ..models.ofa import OFAConfig, OFAForConditionalGeneration
 
     config = OFAConfig(
-        vocab_size=99, d_model=32, encoder_layers=4, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
-        decoder_ffn_dim=64, max_position_embeddings=64, image_bucket_size=8, image_grids=[[2, 3]], stem="efficientnet-lite0", decomposed=True, dropout=0.0,
+        vocab_size=99, d_model=32, encoder_layers=4, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64, max_position_embeddings=64, image_bucket_size=8, image_grids=[[2, 3]], stem="efficientnet-lite0",
+        decomposed=True, dropout=0.0,
     )  # fmt: skip
     model = OFAForConditionalGeneration(config).eval()
     with torch.no_grad():

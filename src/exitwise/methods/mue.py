@@ -1,9 +1,12 @@
-"""MuE: image tokens, text tokens and each generated token leave when their hidden states stop changing (Tang et al., CVPR 2023, arXiv:2211.11152).
+"""MuE: image tokens, text tokens and each generated token leave when their hidden states stop changing (Tang et al., CVPR 2023,
+arXiv:2211.11152).
 
-Decomposed encoder (section 3.2): image and text walk the tied layers apart and leave at their own depths. Exit (algorithm 1): after layer i,
+Decomposed encoder (section 3.2): image and text walk the tied layers apart and leave at their own depths. Exit (algorithm 1):
+after layer i,
 cos(state i-1, state i) > threshold, strictly; the state of layer i is used. Decoder: at every step, with the decaying threshold after CALM.
 Differs: rows of a batch leave one by one (the released code takes one cosine over the whole batch); the default scope is the mean of the
-tokens' cosines (the released code flattens all tokens: scope='flat'); skipped layers' keys and values are projected from the state that left
+tokens' cosines (the released code flattens all tokens: scope='flat'); skipped layers' keys and values are projected from the state
+that left
 (the released code meant to copy them and does nothing). The layer-wise loss that the method is trained with is `train.losses.layerwise`.
 """
 

@@ -38,7 +38,8 @@ def _grown(store: Tensor | None, like: Tensor, dim: int, end: int) -> Tensor:
 
 
 class Frontier:
-    """What the layers of one decoder's cache share. tokens: columns seen; base: where the block of tokens begins that the model is asked for."""
+    """What the layers of one decoder's cache share. tokens: columns seen; base: where the block of tokens begins that the model is
+    asked for."""
 
     def __init__(self, layers: int, rows: int, policy: str) -> None:
         self.policy, self.tokens, self.base = policy, 0, 0
@@ -96,6 +97,8 @@ class JaggedLayer(CacheLayerMixin):
 
     def __init__(self, frontier: Frontier, rows: int) -> None:
         super().__init__()
+        self.keys: Any
+        self.values: Any
         self.frontier = frontier
         self.length = [0] * rows
         self.rows: Tensor | None = None
@@ -242,12 +245,14 @@ def frontier_of(cache: Any) -> Frontier | None:
 
 
 def adopt(cache: Cache, layers: int, rows: int, policy: str) -> Frontier:
-    """Exchange the layers of an empty dynamic cache for ours, in place. Raises CacheError for caches that cannot be jagged or hold tokens."""
+    """Exchange the layers of an empty dynamic cache for ours, in place. Raises CacheError for caches that cannot be jagged or hold
+    tokens."""
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     kinds = {type(layer) for layer in own.layers}
     if not isinstance(own, DynamicCache) or own.offloading or not kinds <= {DynamicLayer}:
         raise CacheError(
-            f"A {type(own).__name__} of {', '.join(sorted(k.__name__ for k in kinds)) or 'no layers'} cannot hold layers of different lengths. "
+            f"A {type(own).__name__} of {', '.join(sorted(k.__name__ for k in kinds)) or 'no layers'} "
+            "cannot hold layers of different lengths. "
             "Use a plain DynamicCache (do not pass cache_implementation)."
         )
     if own.get_seq_length() > 0:
@@ -256,7 +261,7 @@ def adopt(cache: Cache, layers: int, rows: int, policy: str) -> Frontier:
     own.layers[:] = frontier.layers
     if isinstance(cache, EncoderDecoderCache):
         cache.cross_attention_cache.layers[:] = frontier.cross
-        cache.is_updated = {i: False for i in range(layers)}
+        cache.is_updated = dict.fromkeys(range(layers), False)
     return frontier
 
 

@@ -1,7 +1,9 @@
-"""Decoders with exits: every token leaves when it is ready, every row at its own depth; skipped layers' keys and values follow a named policy.
+"""Decoders with exits: every token leaves when it is ready, every row at its own depth; skipped layers' keys and values follow a
+named policy.
 
 'propagate': keys and values of a skipped layer are projected from the state in which the token left, in one go, when a row next visits that
-layer. 'run late': the kept states first run through that layer themselves: exact. 'recompute': all tokens since the last that every layer has
+layer. 'run late': the kept states first run through that layer themselves: exact. 'recompute': all tokens since the last that
+every layer has
 seen run again: exact, and holds no states. In all three a layer that nobody visits costs nothing.
 """
 

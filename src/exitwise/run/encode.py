@@ -12,7 +12,7 @@ from ..criteria import Fixed, Rule, Step
 from ..errors import FamilyError
 from ..stack import Stack
 from .cache import rows_tensor
-from .walk import Session, named, parameters, pick, plain_call, split_output
+from .walk import Session, named, pick, plain_call, split_output
 
 
 class Walker:
@@ -187,7 +187,8 @@ class EncoderWalk:
 
 
 def _cut_tokens(value: Any, span: tuple[int, int], tokens: int) -> Any:
-    """A stream's part of an argument: of both token axes of a mask or bias (4 dimensions), of the one of positions (2 or 3); an object of a model's own by `cut_tokens`."""
+    """A stream's part of an argument: of both token axes of a mask or bias (4 dimensions), of the one of positions (2 or 3); an
+    object of a model's own by `cut_tokens`."""
     if isinstance(value, tuple):
         return tuple(_cut_tokens(v, span, tokens) for v in value)
     if not isinstance(value, Tensor):
@@ -197,8 +198,3 @@ def _cut_tokens(value: Any, span: tuple[int, int], tokens: int) -> Any:
             value = value[..., span[0] : span[1]]
         return value[..., span[0] : span[1], :] if value.shape[-2] == tokens else value
     return value[:, span[0] : span[1]] if value.dim() in (2, 3) and value.shape[1] == tokens else value
-
-
-def layer_parameters(layer: nn.Module) -> tuple[str, ...]:
-    """Names of a layer's forward parameters, for reports."""
-    return parameters(getattr(type(layer), "_exitwise_kind", type(layer)))

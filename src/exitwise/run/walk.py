@@ -1,7 +1,9 @@
-"""Walking a foreign model's own layers with exits: the layers and their owner carry a subclass for a while, and are themselves again afterwards.
+"""Walking a foreign model's own layers with exits: the layers and their owner carry a subclass for a while, and are themselves
+again afterwards.
 
 The model's own forward prepares masks, positions and caches and loops over its layers as ever. While a session is attached, a layer's call
-comes here: rows that stay run the real layer (so hooks, compiled calls and checkpoints of the layer fire, once for each real call), rows that
+comes here: rows that stay run the real layer (so hooks, compiled calls and checkpoints of the layer fire, once for each real
+call), rows that
 left are not in the batch any more, and a layer that nobody visits is not called at all.
 """
 
@@ -89,13 +91,13 @@ def _as_rows(tokens: Any, rows: int) -> Tensor:
 
 
 @cache
-def parameters(kind: type) -> tuple[str, ...]:
+def parameters(kind: Any) -> tuple[str, ...]:
     """Names of a module class's forward parameters, without self."""
-    return tuple(inspect.signature(inspect.unwrap(kind.forward)).parameters)[1:]  # type: ignore[attr-defined]
+    return tuple(inspect.signature(inspect.unwrap(kind.forward)).parameters)[1:]
 
 
 @cache
-def _carrier(kind: type) -> type:
+def _carrier(kind: Any) -> type:
     """A subclass of a module's class whose calls go to the handler that the instance carries."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -105,13 +107,19 @@ def _carrier(kind: type) -> type:
     return type(kind.__name__, (kind,), body)
 
 
+def own_class(module: nn.Module) -> Any:
+    """The module's class, also while it carries ours."""
+    kind: Any = type(module)
+    return getattr(kind, "_exitwise_kind", kind)
+
+
 def plain_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The module's own call, hooks and all, although it carries ours."""
-    return type(module)._exitwise_kind.__call__(module, *args, **kwargs)  # type: ignore[attr-defined]
+    return own_class(module).__call__(module, *args, **kwargs)
 
 
 def _carry(module: nn.Module, handler: Callable[..., Any]) -> Callable[[], None]:
-    kind = type(module)
+    kind: Any = type(module)
     module.__dict__["_exitwise"] = handler
     module.__class__ = _carrier(kind)
 
@@ -138,7 +146,8 @@ def attached(model: nn.Module, family: Family, plan: Plan) -> Iterator[Session]:
         _BUSY.add(model)
         try:
             undo.append(model.register_forward_pre_hook(_listener(session), with_kwargs=True).remove)
-            head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+            find: Any = getattr(model, "get_output_embeddings", None)
+            head = find() if find is not None else None
             if head is not None:
                 undo.append(head.register_forward_hook(_counter(session)).remove)
             for stack in family.stacks_of(model):
@@ -155,7 +164,7 @@ def attached(model: nn.Module, family: Family, plan: Plan) -> Iterator[Session]:
 
 def _listener(session: Session) -> Callable[..., None]:
     def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        session.listened = {**dict(zip(parameters(type(module)), args, strict=False)), **kwargs}
+        session.listened = {**dict(zip(parameters(own_class(module)), args, strict=False)), **kwargs}
 
     return listen
 
@@ -169,8 +178,7 @@ def _counter(session: Session) -> Callable[..., None]:
 
 def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call by their names."""
-    kind = getattr(type(module), "_exitwise_kind", type(module))
-    return {**dict(zip(parameters(kind), args, strict=False)), **kwargs}
+    return {**dict(zip(parameters(own_class(module)), args, strict=False)), **kwargs}
 
 
 def pick(value: Any, rows: Tensor | None, of: int) -> Any:
