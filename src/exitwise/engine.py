@@ -104,8 +104,8 @@ class Engine:
             steps = (getattr(config, "max_new_tokens", None) or getattr(config, "max_length", None) or 20) if config is not None else 20
         plan = replace(self.plan(), steps=steps, record=record)
         if drop_ended and config is not None and config.eos_token_id is not None:
-            ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-            plan = replace(plan, ends=frozenset(ends), pad=config.pad_token_id)
+            ids = self.family.ends(self.model) if self.family.ends is not None else config.eos_token_id
+            plan = replace(plan, ends=frozenset([ids] if isinstance(ids, int) else ids), pad=config.pad_token_id)
         with attached(self.model, self.family, plan) as session:
             yield session
 
@@ -127,7 +127,8 @@ class Engine:
         config = asked.get("generation_config") or model.generation_config
         beams = asked.get("num_beams") or getattr(config, "num_beams", None) or 1
         steps = asked.get("max_new_tokens") or asked.get("max_length") or getattr(config, "max_new_tokens", None) or config.max_length or 20
-        with torch.no_grad(), self.attached(steps=steps, record=record, drop_ended=beams == 1) as session:
+        drop = beams == 1 and not asked.keys() & {"eos_token_id", "pad_token_id", "generation_config"}  # then the ends are the caller's own
+        with torch.no_grad(), self.attached(steps=steps, record=record, drop_ended=drop) as session:
             out = model.generate(**asked, output_scores=wants_scores or beams > 1)
         trace = session.trace
         depth = _token_depth(trace, out.sequences, getattr(out, "beam_indices", None))

@@ -25,6 +25,8 @@ class Stack:
     token_mask: name of the owner's argument that holds the (rows, tokens) mask of real tokens.
     cross: names of a layer's arguments that hold the other side (never cut by tokens).
     fresh_bias: the first layer makes a bias for the deeper ones (T5), so late runs start at the first layer.
+    listen: dotted paths of modules whose last call `spans` needs: it finds the positional arguments of that call under the path.
+    shared: names of a layer's arguments that have no dimension of rows, such as a causal mask (tokens, tokens); they are passed on whole.
     """
 
     path: str
@@ -35,12 +37,18 @@ class Stack:
     token_mask: str = "attention_mask"
     cross: tuple[str, ...] = ("encoder_hidden_states", "encoder_attention_mask")
     fresh_bias: bool = False
+    listen: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     def layers(self, model: nn.Module) -> nn.ModuleList:
         """The ModuleList itself."""
         found = reach(model, self.path)
         if not isinstance(found, nn.ModuleList):
             raise FamilyError(f"{self.path} of {type(model).__name__} is a {type(found).__name__}, not a list of layers.")
+        if len({id(layer) for layer in found}) < len(found):
+            raise FamilyError(
+                f"Layers of {self.path} in {type(model).__name__} are one and the same module: their depth cannot be told apart."
+            )
         return found
 
     def owner_module(self, model: nn.Module) -> nn.Module:
@@ -56,7 +64,9 @@ class Family:
     """A kind of model, as data: which `config.model_type`s (or class names) it covers, its stacks, and how a state is read out.
 
     readout: (model, state (rows, tokens, width)) -> logits, exact for the last layer's state; None where there is no head to share.
-    shipped: an example of how such a model is loaded, for `exitwise families`.
+    head: dotted path of the output head, to count its calls; None asks the model's `get_output_embeddings`. ends: model -> ids of the tokens
+    after which its own `generate` stops a row; None takes the generation config's. about: the classes it covers, for `exitwise families`.
+    tiny: () -> (a random tiny model, one batch of two rows), for tests.
     """
 
     model_types: tuple[str, ...]
@@ -65,6 +75,8 @@ class Family:
     classes: tuple[str, ...] = ()
     about: str = ""
     tiny: Callable[[], tuple[nn.Module, dict[str, Any]]] | None = None
+    head: str | None = None
+    ends: Callable[[Any], frozenset[int]] | None = None
 
     def stacks_of(self, model: nn.Module) -> tuple[Stack, ...]:
         """The stacks of this very model."""

@@ -163,6 +163,8 @@ class DecoderWalk:
         return after
 
     def _rows_of(self, name: str, value: Any, rows: Tensor | None, of: int) -> Any:
+        if name in self.stack.shared:
+            return value
         if (
             rows is not None
             and name in self.stack.cross
@@ -175,7 +177,8 @@ class DecoderWalk:
         return pick(value, rows, of)
 
     def _note(self, extras: tuple[Any, ...] | None, rows: int, tokens: int) -> None:
-        self.extras = extras if extras is not None else self.extras
+        if self.extras is None or not self.stack.fresh_bias:  # the first layer's bias holds for all: a deeper group's is cut to its queries
+            self.extras = extras if extras is not None else self.extras
         self.session.worked(self.stack, rows, tokens)
 
     def _crossing(self, call: dict[str, Any], rows: int) -> None:
@@ -242,7 +245,8 @@ class DecoderWalk:
             own.length[row] = end
         self._note(extras, len(rows), after.shape[1])
         if late:
-            frontier.keep(here, seen, after[:, :late])
+            if not (index == 0 and self.stack.fresh_bias and frontier.policy == "run late"):  # ran only for its bias: they are further on
+                frontier.keep(here, seen, after[:, :late])
             after = after[:, late:]
         return after
 

@@ -139,9 +139,9 @@ class EncoderWalk:
         streams = self.stack.streams
         if len(streams) == 1 or self.stack.spans is None:
             return {"+".join(streams): (0, tokens)}
-        spans = self.stack.spans(self.session.model, tokens, {**self.session.listened, **self.given})
         if not self.session.plan.decompose:
-            return {"+".join(spans): (0, tokens)}
+            return {"+".join(streams): (0, tokens)}
+        spans = self.stack.spans(self.session.model, tokens, {**self.session.listened, **self.session.heard, **self.given})
         return {s: span for s, span in spans.items() if span[1] > span[0]}
 
     def _mask(self, span: tuple[int, int], tokens: int) -> Tensor | None:
@@ -162,7 +162,7 @@ class EncoderWalk:
             return call
         out = {}
         for name, value in call.items():
-            value = pick(value, rows, walker.of)
+            value = value if name in self.stack.shared else pick(value, rows, walker.of)
             out[name] = value if whole or name in self.stack.cross else _cut_tokens(value, span, shape[1])
         return out
 

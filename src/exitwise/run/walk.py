@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..criteria import Rule
 from ..errors import AttachError
-from ..stack import Family, Stack
+from ..stack import Family, Stack, reach
 from ..trace import Trace
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
@@ -58,6 +58,7 @@ class Session:
         self.model, self.family, self.plan = model, family, plan
         self.dice = torch.Generator().manual_seed(plan.seed)
         self.listened: dict[str, Any] = {}
+        self.heard: dict[str, Any] = {}
         self.encoded: dict[str, list[tuple[list[int], Any, Tensor | None]]] = {}
         self.decoded: dict[str, list[list[tuple[list[int], Any, Tensor | None]]]] = {}
         self.layers: dict[str, int] = {}
@@ -98,10 +99,10 @@ def parameters(kind: Any) -> tuple[str, ...]:
 
 @cache
 def _carrier(kind: Any) -> type:
-    """A subclass of a module's class whose calls go to the handler that the instance carries."""
+    """A subclass of a module's class whose calls go to the handlers that the instance carries."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__["_exitwise"](self, args, kwargs)
+        return _handled(self, 0, args, kwargs)
 
     body = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "_exitwise_kind": kind}
     return type(kind.__name__, (kind,), body)
@@ -113,14 +114,37 @@ def own_class(module: nn.Module) -> Any:
     return getattr(kind, "_exitwise_kind", kind)
 
 
+@dataclass
+class _Carried:
+    """What a module carries: a handler for every stack that it owns or belongs to, and which of them has the call now."""
+
+    handlers: list[Callable[..., Any]]
+    at: int = 0
+
+
+def _handled(module: Any, at: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The call as handler number `at` sees it; after the last, the module's own call, hooks and all."""
+    carried: _Carried = module.__dict__["_exitwise"]
+    if at == len(carried.handlers):
+        return own_class(module).__call__(module, *args, **kwargs)
+    before, carried.at = carried.at, at
+    try:
+        return carried.handlers[at](module, args, kwargs)
+    finally:
+        carried.at = before
+
+
 def plain_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The module's own call, hooks and all, although it carries ours."""
-    return own_class(module).__call__(module, *args, **kwargs)
+    """The module's own call, although it carries ours (a module that owns two stacks is first handed to the other stack's walk)."""
+    return _handled(module, module.__dict__["_exitwise"].at + 1, args, kwargs)
 
 
 def _carry(module: nn.Module, handler: Callable[..., Any]) -> Callable[[], None]:
     kind: Any = type(module)
-    module.__dict__["_exitwise"] = handler
+    if "_exitwise" in module.__dict__:  # a module that owns two stacks
+        module.__dict__["_exitwise"].handlers.append(handler)
+        return lambda: None
+    module.__dict__["_exitwise"] = _Carried([handler])
     module.__class__ = _carrier(kind)
 
     def undo() -> None:
@@ -146,11 +170,12 @@ def attached(model: nn.Module, family: Family, plan: Plan) -> Iterator[Session]:
         _BUSY.add(model)
         try:
             undo.append(model.register_forward_pre_hook(_listener(session), with_kwargs=True).remove)
-            find: Any = getattr(model, "get_output_embeddings", None)
-            head = find() if find is not None else None
+            head = _head(model, family)
             if head is not None:
                 undo.append(head.register_forward_hook(_counter(session)).remove)
             for stack in family.stacks_of(model):
+                for path in stack.listen:
+                    undo.append(reach(model, path).register_forward_pre_hook(_eavesdropper(session, path)).remove)
                 walk = (DecoderWalk if stack.kind == "decoder" else EncoderWalk)(session, stack)
                 undo.append(_carry(stack.owner_module(model), walk.owner_call))
                 for index, layer in enumerate(stack.layers(model)):
@@ -167,6 +192,22 @@ def _listener(session: Session) -> Callable[..., None]:
         session.listened = {**dict(zip(parameters(own_class(module)), args, strict=False)), **kwargs}
 
     return listen
+
+
+def _eavesdropper(session: Session, path: str) -> Callable[..., None]:
+    def hear(module: nn.Module, args: tuple[Any, ...]) -> None:
+        session.heard[path] = args
+
+    return hear
+
+
+def _head(model: nn.Module, family: Family) -> nn.Module | None:
+    if family.head is not None:
+        found: nn.Module = reach(model, family.head)
+        return found
+    find: Any = getattr(model, "get_output_embeddings", None)
+    head = find() if find is not None else None
+    return head if isinstance(head, nn.Module) else None
 
 
 def _counter(session: Session) -> Callable[..., None]:

@@ -1,0 +1,49 @@
+"""T5: a text encoder and a decoder, pre-norm, whose first layer makes the relative position bias that the deeper layers share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..stack import Family, Stack
+
+
+def _readout(model: Any, hidden: Tensor) -> Tensor:
+    state = model.decoder.final_layer_norm(hidden)
+    if getattr(model.config, "scale_decoder_outputs", model.config.tie_word_embeddings):
+        state = state * model.model_dim**-0.5
+    logits: Tensor = model.lm_head(state)
+    return logits
+
+
+def tiny() -> tuple[Any, dict[str, Any]]:
+    """A random 4+4-layer T5 of width 32, and one batch with padding."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=4, num_decoder_layers=4, num_heads=4, dropout_rate=0.0, initializer_factor=1.0,
+        relative_attention_num_buckets=8, relative_attention_max_distance=16, decoder_start_token_id=0,
+    )  # fmt: skip
+    model = T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for block in (*model.encoder.block, *model.decoder.block):
+            block.layer[-1].DenseReluDense.wo.weight.mul_(4)
+    ids = torch.arange(24).view(2, 12) % 90 + 5
+    mask = torch.ones_like(ids)
+    ids[1, 8:], mask[1, 8:] = 0, 0
+    return model, {"input_ids": ids, "attention_mask": mask}
+
+
+FAMILY = Family(
+    model_types=("t5",),
+    classes=("T5ForConditionalGeneration",),
+    stacks=(
+        Stack("encoder.block", "encoder", ("text",)),
+        Stack("decoder.block", "decoder", ("decoder",), fresh_bias=True),
+    ),
+    readout=_readout,
+    about="T5ForConditionalGeneration",
+    tiny=tiny,
+)
