@@ -64,9 +64,9 @@ class Family:
     """A kind of model, as data: which `config.model_type`s (or class names) it covers, its stacks, and how a state is read out.
 
     readout: (model, state (rows, tokens, width)) -> logits, exact for the last layer's state; None where there is no head to share.
-    head: dotted path of the output head, to count its calls; None asks the model's `get_output_embeddings`. ends: model -> ids of the tokens
-    after which its own `generate` stops a row; None takes the generation config's. about: the classes it covers, for `exitwise families`.
-    tiny: () -> (a random tiny model, one batch of two rows), for tests.
+    head: dotted path of the output head, to count its calls; None asks the model's `get_output_embeddings`.
+    ends: model -> ids of the tokens after which its own `generate` stops a row; None takes the generation config's.
+    about: the classes it covers, for `exitwise families`. tiny: () -> (a random tiny model, one batch of two rows), for tests.
     """
 
     model_types: tuple[str, ...]

@@ -23,15 +23,16 @@ def _tiny(kind: str) -> tuple[Any, dict[str, Any]]:
     import torch
     import transformers
 
-    text = dict(
+    text = transformers.BlipTextConfig(
         vocab_size=99, hidden_size=32, encoder_hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.3, bos_token_id=98,
         pad_token_id=0, eos_token_id=2, sep_token_id=3,
     )  # fmt: skip
-    vision = dict(
+    vision = transformers.BlipVisionConfig(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=16, patch_size=4, initializer_range=0.3
     )
-    model = getattr(transformers, kind)(transformers.BlipConfig(text_config=text, vision_config=vision)).eval()
+    config = transformers.BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
+    model = getattr(transformers, kind)(config).eval()
     return model, {"pixel_values": torch.randn(2, 3, 16, 16)}
 
 

@@ -1,4 +1,4 @@
-"""Florence-2: image tokens, then the prompt's tokens, through one BART encoder; a BART decoder without a final norm before the tied head."""
+"""Florence-2: image tokens, then the prompt's tokens, through one BART encoder; a BART decoder, no final norm before the tied head."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def _readout(model: Any, hidden: Tensor) -> Tensor:
 def tiny() -> tuple[Any, dict[str, Any]]:
     """A random Florence-2 with a 4+4-layer BART of width 32: two images of 5 tokens each with their prompts, one padded."""
     import torch
-    from transformers import Florence2Config, Florence2ForConditionalGeneration
+    from transformers import BartConfig, Florence2Config, Florence2ForConditionalGeneration, Florence2VisionConfig
 
-    text = dict(
-        model_type="bart", vocab_size=99, d_model=32, encoder_layers=4, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4,
+    text = BartConfig(
+        vocab_size=99, d_model=32, encoder_layers=4, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4,
         encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64, dropout=0.0, init_std=0.3, forced_eos_token_id=None,
     )  # fmt: skip
-    vision = dict(
+    vision = Florence2VisionConfig(
         depths=(1, 1), patch_size=(7, 3), patch_stride=(4, 2), patch_padding=(3, 1), patch_prenorm=(False, True), embed_dim=(16, 32),
         num_heads=(2, 4), num_groups=(2, 4), window_size=4, projection_dim=32, drop_path_rate=0.0, max_position_embeddings=8,
         initializer_range=0.3,
     )  # fmt: skip
-    config = Florence2Config(text_config=text, vision_config=vision, image_token_id=98)
+    config = Florence2Config(text_config=text.to_dict(), vision_config=vision.to_dict(), image_token_id=98)
     model = Florence2ForConditionalGeneration(config).eval()
     ids = torch.arange(24).view(2, 12) % 90 + 5
     ids[:, :5] = 98

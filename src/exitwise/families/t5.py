@@ -23,8 +23,8 @@ def tiny() -> tuple[Any, dict[str, Any]]:
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
-        vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=4, num_decoder_layers=4, num_heads=4, dropout_rate=0.0, initializer_factor=1.0,
-        relative_attention_num_buckets=8, relative_attention_max_distance=16, decoder_start_token_id=0,
+        vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=4, num_decoder_layers=4, num_heads=4, dropout_rate=0.0,
+        initializer_factor=1.0, relative_attention_num_buckets=8, relative_attention_max_distance=16, decoder_start_token_id=0,
     )  # fmt: skip
     model = T5ForConditionalGeneration(config).eval()
     with torch.no_grad():

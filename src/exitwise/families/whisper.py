@@ -20,9 +20,9 @@ def tiny() -> tuple[Any, dict[str, Any]]:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     config = WhisperConfig(
-        vocab_size=99, d_model=32, encoder_layers=4, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
-        decoder_ffn_dim=64, num_mel_bins=8, max_source_positions=12, max_target_positions=64, dropout=0.0, init_std=0.3, decoder_start_token_id=3,
-        pad_token_id=1, bos_token_id=0, eos_token_id=2, suppress_tokens=None, begin_suppress_tokens=None,
+        vocab_size=99, d_model=32, encoder_layers=4, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=8, max_source_positions=12, max_target_positions=64, dropout=0.0, init_std=0.3,
+        decoder_start_token_id=3, pad_token_id=1, bos_token_id=0, eos_token_id=2, suppress_tokens=None, begin_suppress_tokens=None,
     )  # fmt: skip
     model = WhisperForConditionalGeneration(config).eval()
     return model, {"input_features": torch.randn(2, 8, 24)}
