@@ -207,11 +207,21 @@ def test_labels_shift_right_and_holes_are_not_counted(tiny_ofa: Any, ofa_inputs:
     assert torch.allclose(out.loss, by_hand, atol=1e-5)
 
 
+@torch.no_grad()
+def test_no_query_is_left_without_a_key(tiny_ofa: Any) -> None:
+    """Not every attention kernel forgives a row in which everything is masked."""
+    mask = torch.tensor([[1] * 5, [0, 0, 0, 1, 1]])
+    bias = tiny_ofa().model.decoder.biases(0, 5, torch.zeros(3, 32), mask).self_bias(0)
+    assert (bias.amax(-1) > -1e4).all() and (bias[1, :, 3:, :3] < -1e4).all() and (bias[1, :, 3, 4] < -1e4).all()
+
+
 def test_lower_precision_and_autocast_stay_finite(tiny_ofa: Any, ofa_inputs: Any) -> None:
-    """A row padded on the left reads nothing but itself at its pads: with -inf for masks this would be NaN."""
+    """Masks, too, must survive the cast: the least float32 is minus infinity in half precision."""
     ids, mask = prompt(2, 5), torch.tensor([[1] * 5, [0, 0, 0, 1, 1]])
-    for model, enabled in ((tiny_ofa(decomposed=True), True), (tiny_ofa(decomposed=True).bfloat16(), False)):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+    half, brain, whole = torch.float16, torch.bfloat16, torch.float32
+    for own, inside in ((whole, half), (whole, brain), (brain, brain)):
+        model = tiny_ofa(decomposed=True).to(own)
+        with torch.autocast("cpu", dtype=inside, enabled=own is whole):
             out = model(**ofa_inputs(), decoder_input_ids=ids, decoder_attention_mask=mask, labels=ids)
         out.loss.backward()
         assert torch.isfinite(out.logits).all()
@@ -246,9 +256,11 @@ def test_stems_give_the_grid_they_promise(tiny_ofa: Any) -> None:
 
 
 def test_same_padding_puts_the_odd_one_right_and_below() -> None:
-    padded = pad_same(torch.ones(1, 1, 4, 5), kernel=3, stride=2)  # 4 -> 2 cells need 5 pixels; 5 -> 3 cells need 7
+    padded = pad_same(torch.ones(1, 1, 4, 6), kernel=3, stride=2)  # 2 cells need 5 pixels, 3 cells need 7
     assert padded.shape == (1, 1, 5, 7)
-    assert padded[0, 0, :, 3].tolist() == [1, 1, 1, 1, 0] and padded[0, 0, 0].tolist() == [0, 1, 1, 1, 1, 1, 0]
+    assert padded[0, 0, :, 3].tolist() == [1, 1, 1, 1, 0] and padded[0, 0, 0].tolist() == [1, 1, 1, 1, 1, 1, 0]
+    both = pad_same(torch.ones(1, 1, 5, 5), kernel=3, stride=2)  # 3 cells need 7: one on each side
+    assert both[0, 0, 3].tolist() == [0, 1, 1, 1, 1, 1, 0] == both[0, 0, :, 3].tolist()
 
 
 def test_lite0_weights_are_taken_by_their_published_names() -> None:

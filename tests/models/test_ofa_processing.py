@@ -91,6 +91,7 @@ def test_every_kind_of_picture_becomes_rgb() -> None:
     assert rgb(Image.new("1", (2, 2), 1)) == [255, 255, 255]
     assert rgb(Image.new("CMYK", (2, 2), (0, 0, 0, 0))) == [255, 255, 255]
     assert rgb(Image.new("I;16", (2, 2), 257 * 80)) == [80, 80, 80]
+    assert rgb(Image.new("I;16", (2, 2), 200)) == [1, 1, 1]  # nearly black, though it would fit into 8 bits
     assert rgb(Image.new("I", (2, 2), 257 * 80)) == [80, 80, 80]
     assert rgb(np.full((2, 2), 257 * 80, dtype=np.uint16)) == [80, 80, 80]
     assert rgb(np.full((3, 4, 5), 0.2, dtype=np.float32)) == [51, 51, 51]
