@@ -3,14 +3,16 @@ with these."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
+from .stack import reach
 from .trace import Trace
 
 READINGS = ("mean", "max", "tokens")
@@ -62,41 +64,58 @@ def etr_readings(trace: Trace) -> dict[str, float]:
     return {reading: etr(trace, reading) for reading in READINGS}
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
     """Two products: scores and mixing, 2 operations per multiply-accumulate."""
-    rows, heads, queries, width = query
-    keys, out = key[-2], value[-1]
-    return int(2 * rows * heads * queries * keys * (width + out))
+    rows, heads, queries, width = query.shape
+    return int(2 * rows * heads * queries * key.shape[-2] * (width + value.shape[-1]))
 
 
-class Counted:
-    """MACs by module path ('Global' is everything)."""
+class Counted(TorchDispatchMode):
+    """Multiply-accumulates of all that ran. total: everything; below[path]: what ran inside the module at that path."""
 
     def __init__(self) -> None:
-        self.by_module: dict[str, int] = {}
+        super().__init__()
+        self.total = 0
+        self.below: dict[str, int] = {}
+        self._inside: list[str] = []
+        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        self._formulas = {**flop_registry, attention: _attention_flops}
 
-    @property
-    def total(self) -> int:
-        """All multiply-accumulates."""
-        return self.by_module.get("Global", 0)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = self._formulas.get(func._overloadpacket)
+        if formula is not None:
+            macs = formula(*args, **(kwargs or {}), out_val=out) // 2
+            self.total += macs
+            for path in self._inside:
+                self.below[path] = self.below.get(path, 0) + macs
+        return out
 
-    def below(self, path: str) -> int:
-        """MACs of the module at `path` (dotted, from the model)."""
-        return max((n for p, n in self.by_module.items() if p == path or p.endswith("." + path)), default=0)
+    def watch(self, path: str, module: nn.Module) -> Iterator[Callable[[], None]]:
+        """Note what runs inside a module; yields the undoing of its hooks."""
+
+        def enter(*_: Any) -> None:
+            self._inside.append(path)
+
+        def leave(*_: Any) -> None:
+            self._inside.remove(path)
+
+        yield module.register_forward_pre_hook(enter).remove
+        yield module.register_forward_hook(leave, always_call=True).remove
 
 
 @contextmanager
-def count_macs(model: nn.Module | None = None) -> Iterator[Counted]:
+def count_macs(model: nn.Module | None = None, paths: Sequence[str] = ()) -> Iterator[Counted]:
     """Count multiply-accumulates of everything that runs inside: products, convolutions and attention, whoever calls them.
 
-    The attention kernel of the CPU, which torch's counter passes over, is counted too. Norms, activations and cosines are not.
-    Counting slows a
-    run down: do not time inside.
+    paths: dotted paths in `model` to count apart as well. The attention kernel of the CPU, which torch's own counter passes over, is
+    counted too; norms, activations and cosines are not. Counting slows a run down: do not time inside.
     """
-    aten = torch.ops.aten
-    extra = {aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     counted = Counted()
-    mode = FlopCounterMode(display=False, custom_mapping=extra)
-    with mode:
-        yield counted
-    counted.by_module = {name: sum(ops.values()) // 2 for name, ops in mode.get_flop_counts().items()}
+    undo = [step for path in paths for step in counted.watch(path, reach(model, path))]
+    try:
+        with counted:
+            yield counted
+    finally:
+        for step in undo:
+            step()
