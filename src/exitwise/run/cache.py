@@ -32,7 +32,7 @@ def _grown(store: Tensor | None, like: Tensor, dim: int, end: int) -> Tensor:
     shape = list(like.shape)
     shape[dim] = -(-end // BLOCK) * BLOCK
     grown = like.new_zeros(shape)
-    if store is not None:
+    if store is not None and store.shape[dim]:
         grown.narrow(dim, 0, store.shape[dim]).copy_(store)
     return grown
 
@@ -97,8 +97,9 @@ class JaggedLayer(CacheLayerMixin):
 
     def __init__(self, frontier: Frontier, rows: int) -> None:
         super().__init__()
-        self.keys: Any
-        self.values: Any
+        nothing = torch.zeros(rows, 0, 0, 0)  # in a shape that a reader of a finished cache can index
+        self.keys: Any = nothing
+        self.values: Any = nothing
         self.frontier = frontier
         self.length = [0] * rows
         self.rows: Tensor | None = None
@@ -155,9 +156,8 @@ class JaggedLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self.length = [self.length[i] for i in indices.tolist()]
-        if self.keys is not None:
-            self.keys = self.keys.index_select(0, indices.to(self.keys.device))
-            self.values = self.values.index_select(0, indices.to(self.values.device))
+        self.keys = self.keys.index_select(0, indices.to(self.keys.device))
+        self.values = self.values.index_select(0, indices.to(self.values.device))
         if self is self.frontier.layers[0]:
             self.frontier.select(indices)
 
@@ -181,8 +181,14 @@ class CrossLayer(CacheLayerMixin):
         self.rows = rows
         return all(self.have) if rows is None else all(self.have[i] for i in rows.tolist())
 
+    def leave(self) -> None:
+        """The layer's call is over: readers of the cache see all rows again."""
+        self.rows = None
+
     def _seen(self) -> tuple[Tensor, Tensor]:
-        assert self.store is not None
+        if self.store is None:
+            nothing = torch.zeros(len(self.have), 0, 0, 0)
+            return nothing, nothing
         if self.rows is None:
             return self.store
         key = tuple(self.rows.tolist())

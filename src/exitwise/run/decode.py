@@ -130,7 +130,7 @@ class DecoderWalk:
         live = list(range(rows)) if self.frontier is None else self._live(self.frontier, new)
         rule = plan.rules.get(self.stack.streams[0])
         state = hidden[:, -new:] if block > new else hidden
-        walker = Walker(self.session, rule, list(range(rows)), state, self._mask(new), self.layers, rows, step)
+        walker = Walker(self.session, rule, list(range(rows)), state, self._mask(new), self.layers, rows, step, self.session.plan.group)
         if len(live) < rows:
             walker.rows, walker.result = live, torch.zeros_like(state)
             walker.state = state.index_select(0, torch.tensor(live, device=state.device))
@@ -241,6 +241,7 @@ class DecoderWalk:
             self._crossing(call, len(rows))
         after, extras = split_output(plain_call(layer, (states,), cut))
         own.leave()
+        frontier.cross[index].leave()
         for row in rows:
             own.length[row] = end
         self._note(extras, len(rows), after.shape[1])
