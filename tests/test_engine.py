@@ -244,3 +244,28 @@ def test_an_engine_needs_nothing_but_torch_for_a_model_with_its_own_generate():
     out = Engine(model, "static", text=2, decoder=1).generate(**inputs, max_new_tokens=4)
     assert out.trace.layers == {"text": 4, "decoder": 4}
     assert "Bart" in repr(Engine(model))
+
+
+def test_choosing_scores_what_the_model_says_of_each_candidate(pair):
+    """Every score against the untouched model, one row and one candidate at a time; 1e-5 for another batch's order of sums."""
+    model, inputs = pair
+    candidates, prompt = [[11, 2], [12, 13, 2], [14, 2]], torch.tensor([[0, 20, 21], [0, 30, 31]])
+    out = Engine(model, "never").choose(candidates, prompt, **inputs)
+    for row in range(2):
+        one = {k: v[row : row + 1] for k, v in inputs.items()}
+        for index, answer in enumerate(candidates):
+            ids = torch.tensor([[*prompt[row].tolist(), *answer]])
+            with torch.no_grad():
+                logp = model(**one, decoder_input_ids=ids[:, :-1]).logits.log_softmax(-1)[0, 2:]
+            wanted = sum(float(logp[i, token]) for i, token in enumerate(answer))
+            assert out.scores[row, index].item() == pytest.approx(wanted, abs=1e-5)
+    assert torch.equal(out.best, out.scores.argmax(-1))
+
+
+def test_the_candidates_of_a_row_leave_together(pair):
+    model, inputs = pair
+    engine = Engine(model, "random", decoder=(1, 1, 1, 1))
+    depth = engine.choose([[11, 2], [12, 2], [13, 2], [14, 2]], **inputs).trace.depth["decoder"][:, 0].view(2, 4)
+    assert (depth == depth[:, :1]).all()
+    with pytest.raises(exitwise.ExitwiseError, match="nothing to choose"):
+        engine.choose([], **inputs)

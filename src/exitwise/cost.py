@@ -70,11 +70,11 @@ def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_val: Any 
     return int(2 * rows * heads * queries * key.shape[-2] * (width + value.shape[-1]))
 
 
-class Counted(TorchDispatchMode):
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Multiply-accumulates of all that ran. total: everything; below[path]: what ran inside the module at that path."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
         self.below: dict[str, int] = {}
         self._inside: list[str] = []

@@ -19,16 +19,26 @@ class Walker:
     """The rows of one stream on their way through one stack."""
 
     def __init__(
-        self, session: Session, rule: Rule | None, rows: list[int], state: Tensor, mask: Tensor | None, layers: int, of: int, step: int = 0
+        self,
+        session: Session,
+        rule: Rule | None,
+        rows: list[int],
+        state: Tensor,
+        mask: Tensor | None,
+        layers: int,
+        of: int,
+        step: int = 0,
+        group: int = 1,
     ) -> None:
         self.session, self.of, self.rows, self.state, self.mask = session, of, rows, state, mask
+        self.group = of if session.plan.together else group
         self.rule = rule if rule is not None else Fixed(layers)
         self.depth = [0] * of
         self.result: Tensor | None = None
         self.at = Step(0, layers, step, session.plan.steps, state.shape[1])
         self.foretold = self.rule.depths(of, layers, step, session.dice)
-        if self.foretold is not None and session.plan.together:
-            self.foretold = [max(self.foretold[r] for r in rows)] * of
+        if self.foretold is not None and self.group > 1:
+            self.foretold = [max(self.foretold[r - r % self.group : r - r % self.group + self.group]) for r in range(of)]
         self.sure = torch.full((of, layers), float("nan")) if session.plan.record else None
 
     @property
@@ -74,13 +84,20 @@ class Walker:
         if not self.rule.may_leave(at):
             return [False] * len(self.rows)
         leave: list[bool] = self.rule.leaves(self._measure(before, after) if sure is None else sure, at, self.rows).tolist()
-        return [all(leave)] * len(leave) if self.session.plan.together else leave
+        return _in_groups(leave, min(self.group, len(leave)))
 
     def _measure(self, before: Tensor, after: Tensor) -> Tensor:
         mask = self.mask
         if mask is not None and len(self.rows) != self.of:
             mask = mask.index_select(0, torch.tensor(self.rows, device=mask.device))
         return self.rule.sureness(before, after, mask)
+
+
+def _in_groups(leave: list[bool], group: int) -> list[bool]:
+    """Rows of a group (which stay together, so they follow each other) leave when the last of them is ready."""
+    if group <= 1:
+        return leave
+    return [all(leave[i - i % group : i - i % group + group]) for i in range(len(leave))]
 
 
 class EncoderWalk:

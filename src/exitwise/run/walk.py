@@ -36,6 +36,7 @@ class Plan:
 
     rules: stream -> rule; a stream without one runs at full depth. decompose: streams that share a stack walk apart (no attention between
     them). policy: what becomes of keys and values of skipped layers. together: rows of a batch leave together, when the last would.
+    group: so many decoder rows that follow each other (the candidates of one item) leave together.
     steps: most decoding steps there can be, for schedules. ends: token ids after which a row of a greedy batch is not computed any more.
     record: measure the similarity after every layer, whatever the rules need.
     """
@@ -44,6 +45,7 @@ class Plan:
     decompose: bool = True
     policy: str = "propagate"
     together: bool = False
+    group: int = 1
     steps: int = 20
     ends: frozenset[int] = frozenset()
     pad: int | None = None
