@@ -1,0 +1,76 @@
+"""A folder as a course: labels by hand, and a few steps that learn on every layer."""
+
+import json
+from random import Random
+
+import pytest
+import torch
+from PIL import Image
+
+from exitwise.bench.course import Course
+from exitwise.bench.tasks import load
+from exitwise.errors import InputError
+from exitwise.models.ofa import OFAConfig, OFAForConditionalGeneration, OFAProcessor, train_tokenizer
+from exitwise.train import Settings, train
+
+TEXTS = ["what does the image describe?", "a red picture", "a blue picture", "it is red true or false?", "true", "false"]
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory):
+    """(folder of captions, folder of statements, model, processor): pictures of one colour on a one-cell grid."""
+    root = tmp_path_factory.mktemp("school")
+    rows = {"caption": [], "answer": []}
+    for kind in rows:
+        (root / kind / "images").mkdir(parents=True)
+        for colour in ("red", "blue"):
+            Image.new("RGB", (32, 32), colour).save(root / kind / "images" / f"{colour}.png")
+    for colour in ("red", "blue"):
+        rows["caption"].append({"image": f"{colour}.png", "captions": [f"a {colour} picture"]})
+        rows["answer"].append({"image": f"{colour}.png", "sentence": "It is red.", "label": str(colour == "red").lower()})
+    for kind, lines in rows.items():
+        (root / kind / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(TEXTS * 5, 300)
+    config = OFAConfig(
+        vocab_size=len(tokenizer), d_model=32, encoder_layers=2, decoder_layers=3, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=32, image_bucket_size=2, image_grids=[[1, 1]],
+        stem="efficientnet-lite0",
+        decomposed=True, dropout=0.0,
+    )  # fmt: skip
+    return root, OFAForConditionalGeneration(config), OFAProcessor.for_config(tokenizer, config)
+
+
+def test_the_loss_is_asked_for_the_answer_and_the_end_only(school):
+    root, _, processor = school
+    task = load("answer", root / "answer")
+    lesson = Course(task, processor).lesson(list(task.items), Random(0))
+    prompt, true = processor.tokens(["it is red true or false?"])[0], processor.tokens(["true"])[0]
+    start, end = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
+    wanted = [-100] * len(prompt) + [*true, end]
+    assert lesson.labels[0, : len(wanted)].tolist() == wanted
+    assert lesson.inputs["decoder_input_ids"][0, : len(wanted)].tolist() == [start, *prompt, *true]
+
+
+def test_a_few_steps_teach_every_layer(school, tmp_path):
+    root, model, processor = school
+    course = Course(load("caption", root / "caption"), processor, rows=4, smoothing=0.0)
+    with torch.no_grad():
+        before = float(course.objective(model.eval(), course.batch(0))["loss"])
+    train(model, course.batch, course.objective, Settings(folder=tmp_path, steps=160, lr=4e-3, warmup=10), course.validate)
+    with torch.no_grad():
+        lesson = course.batch(0)
+        after = float(course.objective(model.eval(), lesson)["loss"])
+        states = model(**lesson.inputs, output_hidden_states=True, use_cache=False).decoder_hidden_states[1:]
+        right = [(model.readout(h).argmax(-1) == lesson.labels)[lesson.labels != -100].float().mean() for h in states]
+    assert after < 0.3 * before
+    assert len(right) == 3 and min(right) > 0.8
+
+
+def test_the_same_step_is_the_same_batch_and_empty_batches_are_refused(school):
+    root, _, processor = school
+    task = load("caption", root / "caption")
+    one, two = Course(task, processor, seed=1).batch(3), Course(task, processor, seed=1).batch(3)
+    assert torch.equal(one.labels, two.labels) and torch.equal(one.inputs["pixel_values"], two.inputs["pixel_values"])
+    with pytest.raises(InputError, match="0 rows"):
+        Course(task, processor, rows=0)
