@@ -1,4 +1,4 @@
-"""The training batches of the shipped model, each a pure function of the step: captions, NLVR sentences (human and made), easy-VQA questions."""
+"""The training batches of the shipped model: captions, NLVR sentences (human and made), easy-VQA questions."""
 
 from __future__ import annotations
 
@@ -169,7 +169,8 @@ class Sentences:
         """The human sentences in order, for validation; one permutation of each example."""
         rows = [row for row in self.rows if row["permutation"] == 0]
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-        return [answer_batch([self.sets[0][str(row["image"])] for row in chunk], [self.human(row, None) for row in chunk]) for chunk in chunks]
+        source = self.sets[0]
+        return [answer_batch([source[str(row["image"])] for row in chunk], [self.human(row, None) for row in chunk]) for chunk in chunks]
 
 
 @dataclass

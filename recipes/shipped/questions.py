@@ -151,15 +151,20 @@ def tall(draw: Random, scene: Scene) -> BoxPhrase:
     if draw.random() < 0.5:
         return BoxPhrase(text, high)
     end = ends(draw)
-    return BoxPhrase(f"{text} {draw.choice(('having', 'with', 'and'))} {end.text.removeprefix('with ')}", lambda box: high(box) and end.holds(box))
+    joint = draw.choice(("having", "with", "and"))
+    return BoxPhrase(f"{text} {joint} {end.text.removeprefix('with ')}", lambda box: high(box) and end.holds(box))
+
+
+ENDS = (("at the top", -1), ("at the base", 0), ("at the bottom", 0), ("second from the base", 1), ("second from the top", -2))
 
 
 def ends(draw: Random, scene: Scene | None = None) -> BoxPhrase:
     """'with a blue block at the top', also second from an end."""
     del scene
     colour = draw.choice(COLOURS)
-    name, place = draw.choice((("at the top", -1), ("at the base", 0), ("at the bottom", 0), ("second from the base", 1), ("second from the top", -2)))
-    return BoxPhrase(f"with a {colour} block {name}", lambda box: len(box) > (place if place >= 0 else -place - 1) and box[place].colour == colour)
+    name, place = draw.choice(ENDS)
+    least = place + 1 if place >= 0 else -place
+    return BoxPhrase(f"with a {colour} block {name}", lambda box: len(box) >= least and box[place].colour == colour)
 
 
 def over(draw: Random, scene: Scene | None = None) -> BoxPhrase:
@@ -189,7 +194,8 @@ def about_boxes(draw: Random, scene: Scene) -> tuple[str, bool]:
     """A sentence that counts boxes or towers of a kind."""
     phrase = box_phrase(draw, scene)
     noun = "tower" if scene.towers else draw.choice(("box", "grey box"))
-    text, test = quantity(draw, Phrase(f"{noun} {phrase.text}", f"{noun}{'s' if scene.towers else 'es'} {phrase.text}", lambda _: True), most=3)
+    nouns = f"{noun}{'s' if scene.towers else 'es'}"
+    text, test = quantity(draw, Phrase(f"{noun} {phrase.text}", f"{nouns} {phrase.text}", lambda _: True), most=3)
     return text, test(sum(bool(box) and phrase.holds(box) for box in scene.boxes))
 
 

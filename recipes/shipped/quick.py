@@ -20,7 +20,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, dropout_p: float, scale: float, **_: Any) -> Tensor:
-    """Scaled dot-product attention written out: with a bias that needs a gradient, torch's own path on a CPU checks every row for emptiness."""
+    """Attention written out: where the bias needs a gradient, torch's own path on a CPU checks every row for emptiness."""
     del dropout_p  # the model has no dropout on attention
     return ((query * scale) @ key.transpose(-1, -2) + attn_mask).softmax(-1) @ value
 

@@ -1,4 +1,4 @@
-"""Cuts the calibration, validation and test splits of the shipped model by image (or NLVR sentence), and writes their names to splits.json."""
+"""Cuts the calibration, validation and test splits of the shipped model, and writes their names to splits.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_rows(path: Path) -> list[dict[str, object]]:
 
 
 def cut(flickr_dev: list[str], nlvr_examples: list[str], easy_vqa_images: list[int]) -> dict[str, dict[str, list[object]]]:
-    """Names per data set and split. NLVR is drawn by sentence number (the part before the dash), so that no calibration sentence is trained on."""
+    """Names per data set and split. NLVR is drawn by sentence (the number before the dash): none of them is trained on."""
     draw = random.Random(SEED)
     flickr = sorted(flickr_dev)
     draw.shuffle(flickr)

@@ -1,4 +1,4 @@
-"""The training forward of the decomposed model: each image is encoded once, each text once, and several texts or captions share their image."""
+"""The training forward of the decomposed model: each image is encoded once, and several texts or captions share it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the decoder attends to: one row per image, [image ; text of row 1 ; ... ; text of row k], with the bias that keeps rows apart."""
+    """What the decoder reads: one row per image, [image ; text of row 1 ; ... ; text of row k], with the bias that keeps rows apart."""
 
     states: Tensor  # (images, S, d)
     cross: Tensor  # (1 or images * k, heads, T, S)
     biases: DecoderBiases  # of the decoder's attention to itself
 
 
-def walk_encoder(model: OFAForConditionalGeneration, ids: Tensor | None, features: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def walk_encoder(
+    model: OFAForConditionalGeneration, ids: Tensor | None, features: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """One stream through the encoder: normed states (B, S, d) and positions (S, d)."""
     output = model.model.encoder(input_ids=ids, image_features=features, attention_mask=mask)
     return output.last_hidden_state, output.position_embeddings[0]

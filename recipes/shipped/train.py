@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import random
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import tomllib  # Python 3.11
 import torch
 from data import Captions, Questions, Sentences, splits
 from features import load_stem
@@ -119,7 +119,8 @@ def main() -> None:
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{count / 1e6:.2f} M parameters, {len(processor.tokenizer)} tokens", flush=True)
     course = Course(encode, config["course"], settings.seed)
-    train(model, course.batch, course.objective, settings, course.validate, lambda kept: export(kept, processor, settings.folder / "export"))
+    folder = settings.folder / "export"
+    train(model, course.batch, course.objective, settings, course.validate, lambda kept: export(kept, processor, folder))
 
 
 if __name__ == "__main__":

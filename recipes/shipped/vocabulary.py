@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from data import TRUTH_PROMPT, CAPTION_PROMPT, Encode, Sentences, plain_caption, plain_sentence
+from data import CAPTION_PROMPT, TRUTH_PROMPT, Encode, Sentences, plain_caption, plain_sentence
 from features import DATA, read_rows
 from questions import ANSWERS, question, sentence
 from transformers import PreTrainedTokenizerBase
@@ -21,7 +21,8 @@ def texts(made: int = 6000) -> list[str]:
     nlvr = Sentences(lambda text: [], copies=0)
     human = [plain_sentence(str(row["sentence"])) + TRUTH_PROMPT for row in nlvr.rows]
     draw, scenes = Random(0), list(nlvr.scenes.values())
-    artificial = [sentence(draw, draw.choice(scenes))[0] for _ in range(made)] + [question(draw, draw.choice(scenes))[0] for _ in range(made // 4)]
+    artificial = [sentence(draw, draw.choice(scenes))[0] for _ in range(made)]
+    artificial += [question(draw, draw.choice(scenes))[0] for _ in range(made // 4)]
     answers = [word for word in (*ANSWERS, *EASY_ANSWERS, CAPTION_PROMPT) for _ in range(2000)]
     return [*captions, *human, *artificial, *get_train_questions()[0], *answers]
 

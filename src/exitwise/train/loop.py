@@ -1,4 +1,4 @@
-"""One plain training loop on accelerate: limited by time or steps, resumable, with a JSON-lines log and a latest checkpoint that always loads."""
+"""One plain training loop on accelerate: limited by time or steps, resumable, logged, with a latest checkpoint that always loads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from exitwise.errors import CheckpointError, KnobError
 
@@ -85,9 +85,9 @@ def train(
 ) -> Progress:
     """Trains `model` in place and returns the progress. A folder with a checkpoint is resumed.
 
-    batches: step -> batch, the same batch for the same step, so that a resumed run sees what an unbroken one would. objective: (model, batch) ->
-    mapping with "loss" and anything else to log. validate: model -> mapping with "loss"; called in eval mode without gradients. on_save is
-    called at each checkpoint, for an export of one's own.
+    batches: step -> batch, the same for the same step, so that a resumed run sees what an unbroken one would. objective: (model, batch)
+    -> mapping with "loss" and anything else to log. validate: model -> mapping with "loss"; called in eval mode without gradients.
+    on_save is called at each checkpoint, for an export of one's own.
     """
     accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no", cpu=not torch.cuda.is_available())
     set_seed(settings.seed)
@@ -227,13 +227,15 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None
     try:
         missing, surplus = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
         held = set(_weights(model))
-        if surplus or held & set(missing):
-            raise CheckpointError(f"{folder} holds another model: {sorted(surplus)[:3]} are surplus, {sorted(held & set(missing))[:3]} missing.")
+        lacking = sorted(held & set(missing))
+        if surplus or lacking:
+            raise CheckpointError(f"{folder} holds another model: {sorted(surplus)[:3]} are surplus, {lacking[:3]} missing.")
         state = torch.load(folder / "state.pt", weights_only=True)
         if optimizer is not None:
             optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError, OSError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"the checkpoint in {folder} does not fit this model: {error} Delete the folder or train the model it was made by.") from error
+        hint = "Delete the folder, or train the model that it was made by."
+        raise CheckpointError(f"the checkpoint in {folder} does not fit this model: {error}. {hint}") from error
     return Progress(**state["progress"])

@@ -36,11 +36,12 @@ def layerwise(
     weights: Weights | Sequence[float] = "uniform",
     allowed: Tensor | None = None,
 ) -> Tensor:
-    """L = sum over layers of w_i * CE(readout(h_i), labels), a scalar; each CE is a mean over the labels that count (Tang et al. 2023, eq. 6).
+    """L = sum over layers of w_i * CE(readout(h_i), labels), a scalar (Tang et al. 2023, arXiv:2211.11152).
 
-    hidden_states: the output of each layer, (rows, tokens, d), first to last. labels: (rows, tokens), -100 where nothing is asked; the head is
-    evaluated at the other places only, one layer after the other. allowed: (vocabulary,) or (rows, tokens, vocabulary), False forbids a token
-    (the trie of an answer task). "mean" divides by the sum of the weights. No label at all gives 0.
+    Each CE is a mean over the labels that count. hidden_states: the raw output of each layer, (rows, tokens, d), first to last.
+    labels: (rows, tokens), -100 where nothing is asked; the head is evaluated at the other places only, layer by layer.
+    allowed: (vocabulary,) or (rows, tokens, vocabulary), False forbids a token (the trie of an answer task). "mean" divides by the
+    sum of the weights. No label at all gives 0.
     """
     if reduction not in ("sum", "mean"):
         raise KnobError(f"reduction {reduction!r} is unknown. Allowed: sum, mean.")

@@ -1,0 +1,156 @@
+"""Quality figures, written afresh: CIDEr and CIDEr-D, BLEU, accuracy, and bootstrap intervals over items."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from exitwise.errors import InputError
+
+Grams = Counter[tuple[str, ...]]
+Vector = dict[tuple[str, ...], float]
+LONGEST = 4  # n-grams of 1..4 words
+
+_WORDS = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|[a-z0-9]+(?:[.,:/-][a-z0-9]+)*")
+_NEGATION = re.compile(r"(?<=[a-z])n't\b")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words in the manner of the Penn Treebank without punctuation: "isn't" is two words, "dog's" too, "t-shirt" is one.
+
+    >>> words("A dog's t-shirt isn't red .")
+    ['a', 'dog', "'s", 't-shirt', 'is', "n't", 'red']
+    """
+    split = _NEGATION.sub(" n't", text.lower().replace("\u2019", "'"))
+    return _WORDS.findall(split)
+
+
+def grams(tokens: Sequence[str], longest: int = LONGEST) -> Grams:
+    """How often each n-gram of 1..longest words occurs."""
+    return Counter(tuple(tokens[start : start + n]) for n in range(1, longest + 1) for start in range(len(tokens) - n + 1))
+
+
+@dataclass(frozen=True)
+class Cider:
+    """`score`, the mean over items, and `items`, one figure each; 100 times the usual scale of 0..10, so that 1.10 reads 110."""
+
+    score: float
+    items: tuple[float, ...]
+
+
+def cider(candidates: Sequence[str], references: Sequence[Sequence[str]], sigma: float = 6.0, clipped: bool = True) -> Cider:
+    """CIDEr-D (clipped, with the length penalty exp(-diff^2 / 2 sigma^2)), or plain CIDEr (Vedantam et al. 2015, arXiv:1411.5726).
+
+    The document frequency of an n-gram is the number of items one of whose references has it. One single item has idf 0 everywhere, and so
+    scores 0. Both kinds as in the public `pycocoevalcap` (CIDEr-D) and the paper (CIDEr), multiplied by 100 at the end.
+    """
+    _paired(candidates, references)
+    known = [[grams(words(text)) for text in texts] for texts in references]
+    frequency: Counter[tuple[str, ...]] = Counter()
+    for counted in known:
+        frequency.update(set().union(*counted))
+    log_items = math.log(len(known))
+    items = []
+    for candidate, counted in zip(candidates, known, strict=True):
+        mine = _weighted(grams(words(candidate)), frequency, log_items)
+        scores = [_similarity(mine, _weighted(other, frequency, log_items), sigma, clipped) for other in counted]
+        items.append(1000.0 * sum(scores) / len(scores))
+    return Cider(sum(items) / len(items), tuple(items))
+
+
+@dataclass(frozen=True)
+class _Weighted:
+    """tf-idf vectors of one text by n-gram length, their norms, and the number of words (bigrams, as the public code counts)."""
+
+    vectors: tuple[Vector, ...]
+    norms: tuple[float, ...]
+    length: int
+
+
+def _weighted(counted: Grams, frequency: Mapping[tuple[str, ...], int], log_items: float) -> _Weighted:
+    vectors: tuple[Vector, ...] = tuple({} for _ in range(LONGEST))
+    for gram, count in counted.items():
+        vectors[len(gram) - 1][gram] = count * (log_items - math.log(max(1, frequency.get(gram, 0))))
+    norms = tuple(math.sqrt(sum(value * value for value in vector.values())) for vector in vectors)
+    return _Weighted(vectors, norms, sum(count for gram, count in counted.items() if len(gram) == 2))
+
+
+def _similarity(mine: _Weighted, other: _Weighted, sigma: float, clipped: bool) -> float:
+    """Mean over n of the cosine, in 0..1."""
+    penalty = math.exp(-((mine.length - other.length) ** 2) / (2 * sigma**2)) if clipped else 1.0
+    total = 0.0
+    for left, right, left_norm, right_norm in zip(mine.vectors, other.vectors, mine.norms, other.norms, strict=True):
+        if left_norm and right_norm:
+            dot = sum((min(value, right[gram]) if clipped else value) * right[gram] for gram, value in left.items() if gram in right)
+            total += penalty * dot / (left_norm * right_norm)
+    return total / LONGEST
+
+
+def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, float, float, float]:
+    """Corpus BLEU-1..4, each in 0..100 (Papineni et al. 2002); the reference nearest in length counts for the brevity penalty."""
+    _paired(candidates, references)
+    matched, proposed = [0] * LONGEST, [0] * LONGEST
+    said = wanted = 0
+    for candidate, texts in zip(candidates, references, strict=True):
+        tokens, others = words(candidate), [words(text) for text in texts]
+        said += len(tokens)
+        wanted += min((abs(len(other) - len(tokens)), len(other)) for other in others)[1]
+        most: Grams = Counter()
+        for other in others:
+            most |= grams(other)
+        for gram, count in grams(tokens).items():
+            proposed[len(gram) - 1] += count
+            matched[len(gram) - 1] += min(count, most[gram])
+    brevity = 1.0 if said >= wanted else math.exp(1 - wanted / said) if said else 0.0
+    out, log_sum = [], 0.0
+    for n in range(LONGEST):
+        log_sum += math.log(matched[n] / proposed[n]) if matched[n] else -math.inf
+        out.append(100.0 * brevity * math.exp(log_sum / (n + 1)))
+    return out[0], out[1], out[2], out[3]
+
+
+def accuracy(answers: Sequence[object], truths: Sequence[object]) -> float:
+    """Share of answers that equal the truth, in 0..100."""
+    _paired(answers, truths)
+    return 100.0 * sum(answer == truth for answer, truth in zip(answers, truths, strict=True)) / len(answers)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The mean of per-item figures, and the bounds between which resampled means fall with the asked share."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap(items: Sequence[float], share: float = 0.95, draws: int = 1000, seed: int = 0) -> Interval:
+    """Percentile bootstrap of the mean over items, seeded. For CIDEr give the per-item scores: the idf stays that of the whole set."""
+    if not items:
+        raise InputError("there is no item to resample. Give at least one.")
+    if not 0 < share < 1:
+        raise InputError(f"share is {share}, but must lie between 0 and 1, such as 0.95.")
+    draw = random.Random(seed)
+    means = sorted(sum(draw.choices(items, k=len(items))) / len(items) for _ in range(draws))
+    tail = (1 - share) / 2
+    low, high = (means[min(draws - 1, max(0, round(place * (draws - 1))))] for place in (tail, 1 - tail))
+    return Interval(sum(items) / len(items), low, high)
+
+
+def bootstrap_difference(
+    first: Sequence[float], second: Sequence[float], share: float = 0.95, draws: int = 1000, seed: int = 0
+) -> Interval:
+    """The same for first minus second on the same items (paired): an interval without 0 tells the two apart."""
+    _paired(first, second)
+    return bootstrap([a - b for a, b in zip(first, second, strict=True)], share, draws, seed)
+
+
+def _paired(left: Sequence[object], right: Sequence[object]) -> None:
+    if len(left) != len(right):
+        raise InputError(f"{len(left)} answers were given for {len(right)} items. Give one for each.")
+    if not left:
+        raise InputError("there is no item to judge. Give at least one.")
