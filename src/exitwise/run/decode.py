@@ -110,6 +110,8 @@ class DecoderWalk:
             after = (
                 self._all_rows(layer, hidden, call) if self.frontier is None else self._groups(index, layer, hidden, call, self.frontier)
             )
+            if self.session.plan.keep_states:
+                self.session.states.append(after[:, -1])
             walker.advance(index + 1, after)
         state = hidden
         if index == self.layers - 1:

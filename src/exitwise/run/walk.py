@@ -38,7 +38,8 @@ class Plan:
     them). policy: what becomes of keys and values of skipped layers. together: rows of a batch leave together, when the last would.
     group: so many decoder rows that follow each other (the candidates of one item) leave together.
     steps: most decoding steps there can be, for schedules. ends: token ids after which a row of a greedy batch is not computed any more.
-    record: measure the similarity after every layer, whatever the rules need.
+    record: measure the similarity after every layer, whatever the rules need. keep_states: a decoder's
+    state of the last token after every layer is kept in `Session.states` (full depth only).
     """
 
     rules: Mapping[str, Rule] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class Plan:
     ends: frozenset[int] = frozenset()
     pad: int | None = None
     record: bool = False
+    keep_states: bool = False
     seed: int = 0
 
 
@@ -64,6 +66,7 @@ class Session:
         self.encoded: dict[str, list[tuple[list[int], Any, Tensor | None]]] = {}
         self.decoded: dict[str, list[list[tuple[list[int], Any, Tensor | None]]]] = {}
         self.layers: dict[str, int] = {}
+        self.states: list[Tensor] = []
         self.count = Trace()
 
     def worked(self, stack: Stack, rows: int, tokens: int) -> None:

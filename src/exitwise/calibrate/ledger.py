@@ -1,0 +1,180 @@
+"""Every row at every exit, for answers that one pass of the decoder decides: any thresholds are then judged without running the model.
+
+What a decoder says depends on where the encoder's streams left, so the ledger holds the decoder's similarities and answers for
+every pair of
+encoder depths. Replaying it gives the depths and answers of a live run exactly (tested).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..criteria import Fixed
+from ..errors import CalibrationError
+from ..run.walk import attached
+from .budget import NEVER, Calibration, depths_at
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+DECODER = "decoder"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """streams: the encoder's, in order. encoder: stream -> (rows, layers) similarities. decoder: (depth of stream 1, ..., rows, layers)
+    similarities, and right: the same shape, true where the answer read out at that exit is right. layers: stream -> n."""
+
+    streams: tuple[str, ...]
+    layers: dict[str, int]
+    encoder: dict[str, Tensor]
+    decoder: Tensor
+    right: Tensor
+
+    @property
+    def rows(self) -> int:
+        """Rows recorded."""
+        return self.decoder.shape[-2]
+
+    @property
+    def full(self) -> float:
+        """Share of right answers at full depth."""
+        return float(self.right[tuple(self.layers[s] - 1 for s in self.streams)][:, -1].double().mean())
+
+    def depths(self, thresholds: Mapping[str, float], minimum: int = 1) -> dict[str, Tensor]:
+        """stream -> (rows,) depths under these thresholds."""
+        out = {s: depths_at(self.encoder[s], thresholds.get(s, NEVER), minimum) for s in self.streams}
+        place = (*(out[s] - 1 for s in self.streams), torch.arange(self.rows))
+        out[DECODER] = depths_at(self.decoder[place], thresholds.get(DECODER, NEVER), minimum)
+        return out
+
+    def judge(self, depths: Mapping[str, Tensor]) -> tuple[float, float]:
+        """(share of right answers, ETR) for given depths of every row; ETR with the mean of the encoder's streams."""
+        place = (*(depths[s] - 1 for s in self.streams), torch.arange(self.rows), depths[DECODER] - 1)
+        encoder = torch.stack([depths[s].double() for s in self.streams]).mean(0)
+        most = sum(self.layers[s] for s in self.streams) / len(self.streams) + self.layers[DECODER]
+        saved = 1 - float((encoder + depths[DECODER].double()).mean()) / most
+        return float(self.right[place].double().mean()), saved
+
+    def static(self, **depths: int) -> tuple[float, float]:
+        """The same for one fixed depth per stream."""
+        return self.judge({s: torch.full((self.rows,), d) for s, d in depths.items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Ledger]) -> Ledger:
+        """One ledger of several batches."""
+        first = parts[0]
+        encoder = {s: torch.cat([p.encoder[s] for p in parts]) for s in first.streams}
+        return Ledger(
+            first.streams, first.layers, encoder, torch.cat([p.decoder for p in parts], -2), torch.cat([p.right for p in parts], -2)
+        )
+
+
+def record(engine: Engine, batches: Iterable[tuple[dict[str, Any], Callable[[Tensor], Tensor]]]) -> Ledger:
+    """The ledger of these batches: (inputs of the model with decoder_input_ids, logits (rows, vocabulary) -> (rows,) right or not).
+
+    The encoder runs once per batch for its similarities, the model once for every combination of encoder depths. Raises CalibrationError
+    if the family has no read-out or the model no decoder.
+    """
+    kinds = engine.streams
+    streams = tuple(s for s, kind in kinds.items() if kind == "encoder")
+    readout = engine.family.readout
+    if readout is None or DECODER not in kinds:
+        raise CalibrationError(
+            "A ledger of answers needs a decoder and a read-out. Give the family a `readout`, or calibrate by live runs."
+        )
+    parts = []
+    for inputs, judge in batches:
+        combos = list(itertools.product(*(range(1, engine.layers[s] + 1) for s in streams)))
+        cells = [_decoded(engine, inputs, dict(zip(streams, combo, strict=True))) for combo in combos]
+        shape = tuple(engine.layers[s] for s in streams)
+        sims = torch.stack([sure for sure, _, _ in cells]).view(*shape, *cells[0][0].shape)
+        right = torch.stack([torch.stack([judge(readout(engine.model, state)) for state in states], -1) for _, states, _ in cells])
+        full = cells[-1][2]
+        parts.append(Ledger(streams, engine.layers, {s: full[s] for s in streams}, sims, right.view(*shape, *right.shape[1:]).bool().cpu()))
+    if not parts:
+        raise CalibrationError("There are no calibration rows. Give a few hundred.")
+    return Ledger.cat(parts)
+
+
+def _decoded(engine: Engine, inputs: dict[str, Any], depths: Mapping[str, int]) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    """((rows, layers) similarities of the decoder, last token's state after each layer, similarities of the encoder) at fixed
+    encoder depths."""
+    from dataclasses import replace
+
+    plan = engine.plan()
+    rules = dict(plan.rules)
+    scope = rules[DECODER]
+    rules.update({s: _Recorded(rules[s], d) for s, d in depths.items()})
+    plan = replace(plan, rules={**rules, DECODER: _Recorded(scope, engine.layers[DECODER])}, record=True, keep_states=True)
+    with torch.no_grad(), attached(engine.model, engine.family, plan) as session:
+        engine.model(**inputs)
+    trace = session.trace
+    return trace.sureness[DECODER][:, 0], session.states, {s: trace.sureness[s] for s in depths}
+
+
+class _Recorded(Fixed):
+    """A fixed depth that measures as another rule would."""
+
+    def __init__(self, rule: Any, depth: int) -> None:
+        super().__init__(depth)
+        object.__setattr__(self, "rule", rule)
+
+    def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> Tensor:
+        out: Tensor = self.rule.sureness(before, after, mask)  # type: ignore[attr-defined]
+        return out
+
+
+def thresholds_of(sureness: Tensor, layers: int, count: int, minimum: int = 1) -> list[float]:
+    """Thresholds at `count` quantiles of what was measured before the last layer, and one that never leaves."""
+    values = sureness[..., minimum - 1 : layers - 1].flatten().double()
+    values = values[~values.isnan()]
+    if len(values) > 200_000:
+        values = values[torch.linspace(0, len(values) - 1, 200_000).long()]
+    return [*sorted({float(v) for v in torch.quantile(values, torch.linspace(0, 1, count).double())}), NEVER]
+
+
+def cheapest(ledger: Ledger, keep: float, encoder: int = 14, decoder: int = 60, minimum: int = 1, slack: float = 0.0) -> Calibration:
+    """The thresholds of the greatest ETR whose share of right answers is at least `keep` (+ `slack`) of full depth's, over a grid
+    of quantiles."""
+    if not 0 < keep <= 1:
+        raise CalibrationError(f"keep={keep} is not a share of quality. Allowed: above 0, at most 1.")
+    if ledger.full <= 0:
+        raise CalibrationError("At full depth no answer is right: there is nothing to keep a share of. Check labels and candidates.")
+    floor = min(1.0, keep + slack) * ledger.full
+    best: tuple[float, float, dict[str, float]] = (0.0, ledger.full, dict.fromkeys((*ledger.streams, DECODER), NEVER))
+    own = {s: thresholds_of(ledger.encoder[s], ledger.layers[s], encoder, minimum) for s in ledger.streams}
+    last = thresholds_of(ledger.decoder, ledger.layers[DECODER], decoder, minimum)
+    tried: list[dict[str, Any]] = []
+    for choice in itertools.product(*own.values()):
+        settings = dict(zip(ledger.streams, choice, strict=True))
+        front: dict[str, Any] | None = None
+        for threshold in last:
+            depths = ledger.depths({**settings, DECODER: threshold}, minimum)
+            quality, saved = ledger.judge(depths)
+            if quality >= floor and (front is None or saved > front["etr"]):
+                front = {"settings": {**settings, DECODER: threshold}, "quality": quality, "etr": saved}
+        if front is not None:
+            tried.append(front)
+            if front["etr"] > best[0]:
+                best = front["etr"], front["quality"], front["settings"]
+    return Calibration(keep, ledger.rows, ledger.full, best[1], best[0], best[2], tried)
+
+
+def best_static(ledger: Ledger, etr: float) -> tuple[dict[str, int], float, float]:
+    """(depths, share of right answers, ETR) of the best fixed depths that cost no more than a run with this ETR."""
+    names = (*ledger.streams, DECODER)
+    found: tuple[dict[str, int], float, float] | None = None
+    for combo in itertools.product(*(range(1, ledger.layers[s] + 1) for s in names)):
+        depths = dict(zip(names, combo, strict=True))
+        quality, saved = ledger.static(**depths)
+        if saved >= etr - 1e-9 and (found is None or quality > found[1]):
+            found = depths, quality, saved
+    assert found is not None  # depth 1 everywhere saves the most there is
+    return found

@@ -1,0 +1,79 @@
+"""A ledger of answers replays what a live run does, row by row."""
+
+import pytest
+import torch
+
+from exitwise import Engine
+from exitwise.calibrate.ledger import best_static, cheapest, record
+from exitwise.cost import etr
+from exitwise.errors import CalibrationError
+from exitwise.families import ofa
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    torch.manual_seed(0)
+    model, _ = ofa.tiny()
+    torch.manual_seed(1)
+    ids = torch.randint(5, 95, (24, 7))
+    inputs = {"input_ids": ids, "image_features": torch.randn(24, 2, 3, 320), "decoder_input_ids": ids[:, :3]}
+    labels = model(**inputs).logits[:, -1].argmax(-1)
+    labels[::4] = 7  # some answers are wrong at full depth
+
+    def judge(logits):
+        return logits.argmax(-1) == labels
+
+    return model, inputs, labels, record(Engine(model, "mue", decoder_scope="last"), [(inputs, judge)])
+
+
+def test_replay_is_the_live_run(recorded):
+    """Depths and answers equal for thresholds at several quantiles; rows leave at three depths or more."""
+    model, inputs, labels, ledger = recorded
+    seen = set()
+    for share in (0.3, 0.5, 0.8):
+        chosen = {s: float(v[:, :-1].flatten().quantile(share)) for s, v in ledger.encoder.items()}
+        chosen["decoder"] = float(ledger.decoder[..., :-1].flatten().quantile(share))
+        live = Engine(model, "mue", decoder_scope="last", **chosen).run(**inputs)
+        replayed = ledger.depths(chosen)
+        for stream in ("image", "text"):
+            assert torch.equal(replayed[stream], live.trace.depth[stream])
+        assert torch.equal(replayed["decoder"], live.trace.depth["decoder"][:, 0])
+        quality, saved = ledger.judge(replayed)
+        assert quality == pytest.approx(float((live.logits[:, -1].argmax(-1) == labels).double().mean()))
+        assert saved == pytest.approx(etr(live.trace))
+        seen |= set(replayed["decoder"].tolist()) | set(replayed["image"].tolist())
+    assert len(seen) >= 3
+
+
+def test_static_depths_are_those_of_a_cut_run(recorded):
+    model, inputs, labels, ledger = recorded
+    for depths in ({"image": 1, "text": 3, "decoder": 2}, {"image": 4, "text": 4, "decoder": 4}):
+        live = Engine(model, "static", **depths).run(**inputs)
+        quality, saved = ledger.static(**depths)
+        assert quality == pytest.approx(float((live.logits[:, -1].argmax(-1) == labels).double().mean()))
+        assert saved == pytest.approx(etr(live.trace))
+
+
+def test_the_cheapest_setting_keeps_its_share_and_beats_every_other_that_was_looked_at(recorded):
+    *_, ledger = recorded
+    found = cheapest(ledger, 0.9)
+    assert found.quality >= 0.9 * ledger.full > 0
+    assert found.etr == max(t["etr"] for t in found.tried) > 0
+    assert ledger.judge(ledger.depths(found.settings)) == (found.quality, found.etr)
+    assert cheapest(ledger, 1.0).etr <= found.etr
+
+
+def test_the_best_static_depths_cost_no_more(recorded):
+    *_, ledger = recorded
+    depths, quality, saved = best_static(ledger, 0.5)
+    assert saved >= 0.5
+    assert quality >= ledger.static(image=2, text=2, decoder=2)[0]
+    assert ledger.static(**depths) == (quality, saved)
+
+
+def test_what_cannot_be_calibrated_is_refused(recorded):
+    model, *_, ledger = recorded
+    with pytest.raises(CalibrationError, match="keep=0"):
+        cheapest(ledger, 0)
+    with pytest.raises(CalibrationError, match="no calibration rows"):
+        record(Engine(model), [])
