@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -119,16 +120,23 @@ def towers(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
             yield name, module
 
 
+def _arguments(layer: nn.Module) -> set[str]:
+    return set(inspect.signature(inspect.unwrap(type(layer).forward)).parameters)
+
+
 def discover(model: nn.Module) -> Family:
     """A family guessed from the structure; `exitwise inspect --check` and `Engine` hold it to the self-test before it is used.
 
-    A stack whose layers hold a cross attention, or that lies below a module called '*decoder*', is a decoder. Raises FamilyError if nothing
+    A stack whose layers hold a cross attention, or that lies below a module called '*decoder*', is a decoder; so is one of a model that
+    generates, if its layers take a cache and do not lie below an '*encoder*'. Raises FamilyError if nothing
     that looks like a stack is there.
     """
     stacks: list[Stack] = []
+    writes = bool(getattr(model, "can_generate", lambda: False)())
     for path, layers in towers(model):
         names = {n.rpartition(".")[2].lower() for n, _ in layers[0].named_modules()}
         crossed = any("cross" in n or n in ("encoder_attn", "encdecattention") for n in names)
+        crossed = crossed or (writes and "encoder" not in path.lower() and "past_key_values" in _arguments(layers[0]))
         kind: Literal["encoder", "decoder"] = "decoder" if crossed or "decoder" in path.lower() else "encoder"
         taken = {s.streams[0] for s in stacks}
         base = "decoder" if kind == "decoder" else "image" if any(w in path.lower() for w in ("vis", "image", "patch")) else "text"

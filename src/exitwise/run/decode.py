@@ -264,6 +264,10 @@ class DecoderWalk:
 
     def _fill(self, layer: nn.Module, call: dict[str, Any], frontier: Frontier, index: int, rows: Tensor | None, seen: int) -> None:
         """Project keys and values of tokens seen..now from the states in which they left; the layer stops once they are stored."""
+        if "position_embeddings" in call:  # made for the new token alone, so that they would turn the older keys wrongly
+            raise FamilyError(
+                f"{type(layer).__name__} turns its keys by position. Use keys_values='run late' or 'recompute' for this model."
+            )
         missing = frontier.states(rows, seen, frontier.tokens)
         self._enter(frontier, index, rows, seen, call[CACHE], filling=True)
         cut = {n: (None if isinstance(v, Tensor) and n not in self.stack.cross else v) for n, v in call.items()}
@@ -285,7 +289,10 @@ class DecoderWalk:
             value = self._rows_of(name, value, rows, of)
             if queries < block and name == self.stack.token_mask and value is None:
                 value = _causal(block, block, call_device(call))
-            out[name] = _last_queries(value, block, queries) if queries < block else value
+            if queries < block and name.startswith("position_") and block > 1:  # rotary tables and ids, (rows or 1, tokens, ...)
+                out[name] = _last_positions(value, block, queries)
+            else:
+                out[name] = _last_queries(value, block, queries) if queries < block else value
         return out
 
     def _finish(self, walker: Walker, hidden: Tensor) -> Tensor:
@@ -318,6 +325,15 @@ def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
     """(1, 1, queries, keys), true where a query may look, aligned at the end."""
     place = torch.arange(keys, device=device)
     return (place[None, :] <= place[keys - queries :, None])[None, None]
+
+
+def _last_positions(value: Any, block: int, queries: int) -> Any:
+    """The last queries' part of rotary tables or of position ids; of a bias (4 dimensions), its last queries' rows."""
+    if isinstance(value, tuple):
+        return tuple(_last_positions(v, block, queries) for v in value)
+    if isinstance(value, Tensor) and value.dim() in (2, 3) and value.shape[1] == block:
+        return value[:, -queries:]
+    return _last_queries(value, block, queries)
 
 
 def _last_queries(value: Any, block: int, queries: int) -> Any:
