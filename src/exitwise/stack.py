@@ -125,7 +125,7 @@ def _arguments(layer: nn.Module) -> set[str]:
 
 
 def discover(model: nn.Module) -> Family:
-    """A family guessed from the structure; `exitwise inspect --check` and `Engine` hold it to the self-test before it is used.
+    """A family guessed from the structure; `inspect.require` (`exitwise inspect --check`) holds it to the self-test.
 
     A stack whose layers hold a cross attention, or that lies below a module called '*decoder*', is a decoder; so is one of a model that
     generates, if its layers take a cache and do not lie below an '*encoder*'. Raises FamilyError if nothing

@@ -128,6 +128,10 @@ class EncoderWalk:
         first = next(iter(call))
         hidden = call.pop(first)
         if index == 0:
+            if call.get("past_key_values") is not None:
+                raise FamilyError(
+                    f"{self.stack.path} is given a cache of keys and values: its family must say kind='decoder', not 'encoder'."
+                )
             self._begin(hidden)
         for span, walker in self.walkers.values():
             if not walker.rows:

@@ -1,0 +1,108 @@
+"""Models that no file describes: found by their structure, held to the self-test, refused with a way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from exitwise import Engine, Family, Stack, families
+from exitwise.errors import FamilyError
+from exitwise.inspect import check, require
+
+
+def marian() -> Any:
+    from transformers import MarianConfig, MarianMTModel
+
+    torch.manual_seed(0)
+    config = MarianConfig(
+        vocab_size=99, d_model=32, encoder_layers=3, decoder_layers=4, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, init_std=0.3, pad_token_id=1, decoder_start_token_id=1,
+    )  # fmt: skip
+    return MarianMTModel(config).eval()
+
+
+def llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+class TwoInOne(nn.Module):
+    """Two stacks whose loops are in one forward, so that both have the same owner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image_layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3))
+        self.text_layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4))
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        for layer in self.image_layers:
+            image = layer(image)
+        for layer in self.text_layers:
+            text = layer(text)
+        return image.mean(1) + text.mean(1)
+
+
+def test_a_model_of_no_family_is_discovered_and_passes() -> None:
+    model = marian()
+    name, family = families.of(model)
+    assert name == "discovered"
+    assert [(s.path, s.kind, s.streams) for s in family.stacks] == [
+        ("model.encoder.layers", "encoder", ("text",)), ("model.decoder.layers", "decoder", ("decoder",))
+    ]  # fmt: skip
+    assert {c.name: c.passed for c in require(model)} == {
+        "identity at full depth": True, "layer calls": True, "keys and values": True, "exact states": True, "restored": True
+    }  # fmt: skip
+
+
+def test_rotary_keys_are_refused_where_they_would_be_wrong_and_right_where_they_run_late() -> None:
+    model = llama()
+    assert [c.name for c in check(model) if not c.passed] == ["keys and values"]  # whose policy is 'propagate'
+    with pytest.raises(FamilyError, match=r"fail the self-test .*'run late' or 'recompute'.*adding-a-family.md"):
+        require(model)
+
+
+def test_two_stacks_of_one_owner() -> None:
+    torch.manual_seed(0)
+    model = TwoInOne().eval()
+    inputs = {"image": torch.randn(2, 3, 8), "text": torch.randn(2, 5, 8)}
+    before = type(model)
+    out = Engine(model, "static", image=1, text=2).run(**inputs)
+    want = model.image_layers[0](inputs["image"]).mean(1) + model.text_layers[1](model.text_layers[0](inputs["text"])).mean(1)
+    assert torch.equal(out, want)
+    assert out.trace.calls == {"image_layers": 1, "text_layers": 2}
+    assert type(model) is before and "_exitwise" not in model.__dict__
+
+
+def test_an_owner_that_does_not_call_its_layers_fails_the_test() -> None:
+    model = TwoInOne().eval()
+    model.add_module("spare_layers", nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(2)))
+    inputs = {"image": torch.randn(2, 3, 8), "text": torch.randn(2, 5, 8)}
+    with pytest.raises(FamilyError, match="no layer of spare_layers was walked"):
+        require(model, inputs)
+
+
+def test_one_layer_in_many_places_is_refused() -> None:
+    model = TwoInOne().eval()
+    model.text_layers = nn.ModuleList([model.text_layers[0]] * 4)
+    family = Family((), (Stack("text_layers", "encoder", ("text",)),))
+    with pytest.raises(FamilyError, match="one and the same module"):
+        Engine(model, "never", family)
+
+
+def test_a_model_without_stacks_is_refused_with_a_way_out() -> None:
+    with pytest.raises(FamilyError, match="Write a family in code"):
+        families.of(nn.Linear(2, 2))
