@@ -15,8 +15,7 @@ from torch import nn
 
 from exitwise import families
 from exitwise.errors import InputError
-from exitwise.inspect import check, example_inputs, inspect, require, saturation
-from exitwise.inspect_tables import render
+from exitwise.inspect import check, example_inputs, inspect, render, require, saturation
 
 
 @pytest.mark.parametrize("case", CASES)

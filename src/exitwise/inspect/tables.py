@@ -8,7 +8,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from .inspect import Check, Report
+from .report import Report
+from .selftest import Check
 
 
 def render(report: Report, profile: Mapping[str, Sequence[float]] | None = None, checks: Sequence[Check] | None = None) -> Group:
