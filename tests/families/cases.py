@@ -110,7 +110,7 @@ class Table:
     def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> Tensor:
         raise AssertionError("nothing is measured where every depth is known")
 
-    def leaves(self, sureness: Tensor, at: Any) -> Tensor:
+    def leaves(self, sureness: Tensor, at: Any, rows: Sequence[int]) -> Tensor:
         raise AssertionError("nothing is asked where every depth is known")
 
 

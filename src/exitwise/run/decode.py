@@ -126,7 +126,7 @@ class DecoderWalk:
             self.frontier = frontier_of(held) or adopt(held, self.layers, rows, self.session.plan.policy)
             if len(self.frontier.done) != rows:
                 raise CacheError(f"The cache holds {len(self.frontier.done)} rows and {rows} came. Start a new cache for another batch.")
-        new = block if self.new is None else self.new
+        new = block if self.new is None or held is None else self.new
         self.new, plan = new, self.session.plan
         step = 0 if self.frontier is None else self.frontier.step
         live = list(range(rows)) if self.frontier is None else self._live(self.frontier, new)
