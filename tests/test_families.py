@@ -24,7 +24,7 @@ from tests.families.cases import (
     write,
 )
 
-from exitwise import Engine, families
+from exitwise import Engine, Trace, families
 from exitwise.errors import AttachError, DepthError, FamilyError, KnobError, UnknownName
 from exitwise.run.cache import lengths
 from exitwise.stack import Family
@@ -251,3 +251,54 @@ def test_what_does_not_fit_is_refused_with_a_way_out(case: str) -> None:
         from exitwise import Stack
 
         Stack("nowhere.layers", "encoder", ("text",)).layers(model)
+
+
+@pytest.mark.parametrize("case", WRITERS)
+def test_beams_carry_their_unlike_depths_with_them(case: str) -> None:
+    model, inputs = made(case)
+    weights = [1.0] * Engine(model, "never").layers["decoder"]
+    outs = [
+        Engine(model, "random", decoder=weights, keys_values=policy).generate(
+            **inputs, max_new_tokens=STEPS, num_beams=3, no_repeat_ngram_size=1
+        )
+        for policy in ("run late", "recompute")  # both exact, by unlike means: reordered beams must not show
+    ]
+    assert torch.equal(outs[0].sequences, outs[1].sequences)
+    assert torch.equal(outs[0].depth, outs[1].depth) and len(outs[0].depth.unique()) >= 3
+    assert not torch.equal(outs[0].sequences, write(model, inputs, num_beams=3).sequences)
+
+
+def test_without_a_cache_steps_are_still_steps() -> None:
+    model, inputs = made("bart")
+    table = ((4, 2, 3, 1, 4), (1, 3, 3, 2, 4))
+    engine = Engine(model, forced({"decoder": Table(table)}))
+    for beams in (1, 2):
+        out = engine.generate(**inputs, max_new_tokens=5, use_cache=False, num_beams=beams, no_repeat_ngram_size=1)
+        assert out.trace.depth["decoder"].shape == (2 * beams, 5) and out.depth.shape == (2, 5)
+    one = engine.generate(**inputs, max_new_tokens=5, use_cache=False, no_repeat_ngram_size=1)
+    assert one.depth.tolist() == [list(row) for row in table]
+    two = Trace.cat([one.trace, one.trace])
+    with engine.attached() as session:
+        for _ in range(2):  # a second run of as many rows is not taken for more steps of the first
+            model.generate(**inputs, max_new_tokens=5, use_cache=False, no_repeat_ngram_size=1)
+    assert session.trace.depth["decoder"].tolist() == two.depth["decoder"].tolist()
+    with pytest.raises(KnobError, match="cannot carry the trace"):
+        engine.run(**inputs, return_dict=False)
+
+
+@pytest.mark.parametrize("case", WRITERS)
+def test_a_row_that_has_ended_is_not_computed_any_more(case: str) -> None:
+    model, inputs = made(case)
+    free = write(model, inputs).sequences[:, 1:].tolist()
+    place, end = next((i, t) for i, t in enumerate(free[0]) if 1 <= i < STEPS - 2 and t not in free[1] and t not in free[0][:i])
+    if hasattr(model.config, "text_config") and case.startswith("blip"):
+        model.config.text_config.sep_token_id = end
+    else:
+        model.generation_config.eos_token_id = model.config.eos_token_id = end
+    engine = Engine(model, "never")
+    out = engine.generate(**inputs, max_new_tokens=STEPS, no_repeat_ngram_size=1)
+    want = write(model, inputs).sequences
+    assert torch.equal(out.sequences, want) and want.shape[1] > place + 2
+    n = engine.layers["decoder"]
+    assert out.depth[0].tolist() == [n] * (place + 1) + [0] * (out.depth.shape[1] - place - 1)
+    assert (out.depth[1] == n).all()

@@ -122,6 +122,8 @@ class Engine:
         """The model's own output for these inputs, with `.trace` added. Gradients are off."""
         with torch.no_grad(), self.attached(record=record) as session:
             out = self.model(**inputs)
+        if isinstance(out, tuple):
+            raise KnobError("A tuple cannot carry the trace. Leave out return_dict=False, or use `attached()` and its session's trace.")
         out.trace = session.trace
         return out
 

@@ -1,4 +1,4 @@
-"""BART and mBART: a text encoder and a decoder, post-LN, no final norm before the tied head."""
+"""BART: a text encoder and a decoder, post-LN, no final norm before the tied head."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class DecoderWalk:
         self.new: int | None = None
         self.walker: Walker | None = None
         self.extras: tuple[Any, ...] | None = None
-        self.names: tuple[str, ...] = ()
+        self.last: tuple[int, int, int] = (0, 0, 0)
 
     # -- the owner: which tokens the model is asked for -------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class DecoderWalk:
                 raise CacheError(f"The cache holds {len(self.frontier.done)} rows and {rows} came. Start a new cache for another batch.")
         new = block if self.new is None or held is None else self.new
         self.new, plan = new, self.session.plan
-        step = 0 if self.frontier is None else self.frontier.step
+        step = self._step(rows, block) if self.frontier is None else self.frontier.step
         live = list(range(rows)) if self.frontier is None else self._live(self.frontier, new)
         rule = plan.rules.get(self.stack.streams[0])
         state = hidden[:, -new:] if block > new else hidden
@@ -137,6 +137,13 @@ class DecoderWalk:
             walker.rows, walker.result = live, torch.zeros_like(state)
             walker.state = state.index_select(0, torch.tensor(live, device=state.device))
         self.walker = walker
+
+    def _step(self, rows: int, block: int) -> int:
+        """Without a cache: one token more for as many rows as in the last call is the next step of its run; anything else is a new run."""
+        before, tokens, step = self.last
+        step = step + 1 if (rows, block) == (before, tokens + 1) else 0
+        self.last = rows, block, step
+        return step
 
     def _live(self, frontier: Frontier, new: int) -> list[int]:
         """Rows that go on: not those whose last token was an end (the caller has no use for what comes after it)."""
@@ -301,7 +308,7 @@ class DecoderWalk:
         frontier, result = self.frontier, walker.result
         stream = self.stack.streams[0]
         runs = self.session.decoded.setdefault(stream, [])
-        if frontier is None or frontier.step == 0:
+        if (self.last[2] if frontier is None else frontier.step) == 0:
             runs.append([])
         tokens: Any = result.shape[1] if walker.mask is None else walker.mask.sum(1)
         runs[-1].append((walker.depth, tokens, walker.sure))
