@@ -1,0 +1,6 @@
+"""`python -m exitwise` is the command `exitwise`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The commands by their names, in the order in which a new user meets them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from .learning import calibrate, train
+from .looking import families, inspect, methods
+from .measuring import bench, demo, report
+from .running import run
+
+app = typer.Typer(
+    name="exitwise",
+    help="Makes a transformer stop computing when its answer is ready.\n\nBegin with `exitwise demo`; every command has a --help with an example.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"exitwise {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")] = False,
+) -> None:
+    pass
+
+
+for panel, commands in {
+    "Begin": (demo, run, inspect),
+    "Make exits": (train, calibrate),
+    "Measure": (bench, report),
+    "What there is": (methods, families),
+}.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)

@@ -1,0 +1,147 @@
+"""From what a user writes for MODEL to a model and what prepares its inputs, or to an error that says what was tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..engine import Engine
+from ..errors import CheckpointError, InputError, KnobError
+
+SHIPPED = "shipped"
+AUTO = (
+    "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq", "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification", "AutoModelForImageClassification", "AutoModel",
+)  # fmt: skip
+
+
+def where(name: str) -> str:
+    """The folder or hub name that MODEL stands for. Raises CheckpointError for the shipped model where it is not there."""
+    if name != SHIPPED:
+        return name
+    from ..models import shipped_path
+
+    folder = shipped_path()
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            "The shipped model is not part of this installation (its folder has no config.json). Install the package with its weights, or "
+            "give MODEL: a folder that save_pretrained wrote, or a name on the hub."
+        )
+    return str(folder)
+
+
+def model_of(name: str) -> nn.Module:
+    """The model in evaluation mode, float32, of the class that wrote it. Raises CheckpointError."""
+    import torch
+    from transformers.utils import logging
+
+    from ..models import ofa  # noqa: F401  (registers the unified model with the Auto classes)
+
+    source = where(name)
+    config = _config(source)
+    chosen = _class(config)
+    logging.set_verbosity_error()
+    if Path(source).is_dir():
+        logging.disable_progress_bar()  # a folder is read at once; a download keeps its bar
+    try:
+        model, report = chosen.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as problem:
+        raise CheckpointError(f"The weights of {source} do not load into {chosen.__name__}: {_first_line(problem)}") from problem
+    missing, unlike = sorted(report["missing_keys"]), sorted(map(str, report.get("mismatched_keys") or ()))
+    if missing or unlike:
+        raise CheckpointError(
+            f"The weights of {source} are not those of its config.json: {len(missing)} missing, {len(unlike)} of another shape "
+            f"({', '.join([*missing, *unlike][:3])}). Save model and configuration together, with save_pretrained."
+        )
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def processor_of(name: str) -> Any:
+    """What makes inputs of images and texts for this model. Raises CheckpointError."""
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+    source = where(name)
+    problems = []
+    for kind in (AutoProcessor, AutoTokenizer, AutoImageProcessor):
+        try:
+            return kind.from_pretrained(source)
+        except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as problem:
+            problems.append(f"{kind.__name__}: {_first_line(problem)}")
+    raise CheckpointError(f"{source} has no processor or tokenizer that loads ({'; '.join(problems)}). Save it beside the model.")
+
+
+@dataclass(frozen=True)
+class Unified:
+    """The unified model and its processor."""
+
+    model: Any
+    processor: Any
+
+
+def unified(name: str, command: str) -> Unified:
+    """The same for commands that only the unified model can do. Raises InputError for another model, with what to do."""
+    from ..models.ofa import OFAForConditionalGeneration, OFAProcessor
+
+    model = model_of(name)
+    if not isinstance(model, OFAForConditionalGeneration):
+        raise InputError(
+            f"`exitwise {command}` is for the built-in unified model (OFA); {name} is a {type(model).__name__}. "
+            f"In Python, Engine(model).calibrate(rows) and exitwise.train work with any model."
+        )
+    try:
+        return Unified(model, OFAProcessor.from_pretrained(where(name)))
+    except (OSError, ValueError, TypeError) as problem:
+        raise CheckpointError(f"{name} has no processor that loads ({_first_line(problem)}). Save it beside the model.") from problem
+
+
+def engine_of(model: nn.Module, method: str | None, exits: Path | None, knobs: dict[str, Any], **defaults: Any) -> Engine:
+    """The engine that was saved, or a new one of this method (mue); then the knobs. defaults: for knobs of a new one that has them."""
+    if exits is not None:
+        if method is not None:
+            raise KnobError(f"--exits has its method with it, so --method {method} says it twice. Leave one of them out.")
+        return Engine.load(exits, model).with_settings(**knobs) if knobs else Engine.load(exits, model)
+    from .. import methods
+
+    chosen = methods.load(method or "mue")
+    own = {knob.name for knob in chosen.knobs}
+    return Engine(model, method or "mue", **{**{k: v for k, v in defaults.items() if k in own}, **knobs})
+
+
+def _config(source: str) -> Any:
+    from transformers import AutoConfig
+
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise CheckpointError(f"The folder {source} has no config.json. Give a folder that save_pretrained wrote.")
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as problem:
+        if Path(source).exists():
+            raise CheckpointError(f"{source} is not a model that transformers can read: {_first_line(problem)}") from problem
+        raise CheckpointError(
+            f"No model {source!r} was found: there is no such folder here, and the hub did not give it ({_first_line(problem)}). "
+            "Check the spelling; 'shipped' is the model that comes with Exitwise."
+        ) from problem
+
+
+def _class(config: Any) -> Any:
+    """The class that the configuration names, or the first Auto class that knows it."""
+    import transformers
+
+    named = (getattr(config, "architectures", None) or [None])[0]
+    found = getattr(transformers, named, None) if named else None
+    if found is not None and hasattr(found, "from_pretrained"):
+        return found
+    for name in AUTO:
+        auto = getattr(transformers, name, None)
+        if auto is not None and type(config) in auto._model_mapping:
+            return auto
+    raise CheckpointError(f"No class of transformers builds a model of the type {config.model_type!r} ({named}).")
+
+
+def _first_line(problem: BaseException) -> str:
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return f"{type(problem).__name__}: {lines[0] if lines else 'no reason given'}"

@@ -1,0 +1,129 @@
+"""`exitwise run`: one image or text through a model with exits, and where everything left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .saying import as_json, guarded, note, show
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+    from .asking import Reply
+
+EARLY, MIDDLE, LATE = "bold green", "yellow", "red"
+
+
+@guarded
+def run(
+    model: options.Model = "shipped",
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="The image.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The prompt or question. Captions of the unified model need none.")
+    ] = None,
+    task: Annotated[options.Kind | None, typer.Option(help="Without it: 'answer' if there are --candidates, else 'caption'.")] = None,
+    candidates: Annotated[str | None, typer.Option(metavar="A,B,...", help="Answers to choose among.")] = None,
+    method: options.Method = None,
+    exits: options.Exits = None,
+    knobs: options.Set = None,
+    beams: options.Beams = 1,
+    longest: Annotated[int, typer.Option(min=1, help="Most new tokens, for models other than the unified one.")] = 20,
+    as_object: options.Json = False,
+) -> None:
+    """Ask a model once, and show the depth at which each stream and each token left.
+
+    Without --exits and --set all thresholds are 1 and nothing leaves early: calibrate first, or set them by hand to see what happens.
+
+    \b
+    Examples:
+      exitwise run --image dog.jpg --set image=0.95 --set decoder=0.9
+      exitwise run --image shapes.png --prompt "a box is red true or false?"
+                   --candidates true,false --exits FOLDER
+      exitwise run MODEL --image dog.jpg --method static --set decoder=2 --json
+    """
+    from .asking import Question, ask, candidates_of
+    from .loading import engine_of, model_of, processor_of
+
+    choices, given = candidates_of(candidates), options.knobs(knobs)
+    kind = task.value if task is not None else "answer" if choices else "caption"
+    loaded = model_of(model)
+    saved = exits if exits is not None or method is not None or given else _shipped_exits(model, kind)
+    engine = engine_of(loaded, method, saved, given, **({"decoder_scope": "last"} if kind == "answer" else {}))
+    reply = ask(engine, processor_of(model), Question(kind, image, prompt, choices, beams, longest))
+    if as_object:
+        as_json(_body(model, kind, engine, reply))
+        return
+    show(*_tables(engine, reply))
+    if engine.method_name == "mue" and all(engine.settings_dict().get(stream, 1.0) >= 1 for stream in engine.layers):
+        note("All thresholds are 1, so nothing left early. Try --set image=0.9, or calibrate and give --exits FOLDER.")
+
+
+def _shipped_exits(model: str, kind: str) -> Path | None:
+    """The exits that come with the shipped model for this kind of task, if they do."""
+    from ..models import shipped_path
+    from .loading import SHIPPED
+
+    folder = shipped_path() / "exits" / kind
+    return folder if model == SHIPPED and (folder / "exitwise.json").is_file() else None
+
+
+def _body(model: str, kind: str, engine: Engine, reply: Reply) -> dict[str, Any]:
+    from ..cost import etr_readings
+
+    return {
+        "model": model,
+        "task": kind,
+        "method": engine.method_name,
+        "settings": engine.settings_dict(),
+        "answer": reply.text,
+        "tokens": [{"text": text, "depth": depth} for text, depth in reply.tokens],
+        "etr": etr_readings(reply.trace),
+        "trace": reply.trace.to_dict(),
+    }
+
+
+def _tables(engine: Engine, reply: Reply) -> list[Any]:
+    """The answer with a depth behind each token, then a row per stream, then what ran."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..cost import etr
+
+    trace, layers = reply.trace, engine.layers
+    said = Text(reply.text, style="bold")
+    parts: list[Any] = [said]
+    if reply.tokens:
+        parts.append(_words(reply.tokens, layers.get("decoder", 1)))
+    table = Table(title="where it left", title_justify="left")
+    for name in ("stream", "depth", "of", ""):
+        table.add_column(name, justify="right" if name in ("depth", "of") else "left")
+    for stream, depth in trace.depth.items():
+        n = trace.layers[stream]
+        mean = trace.mean_depth(stream)
+        several = len(set(depth[depth > 0].flatten().tolist())) > 1
+        table.add_row(
+            stream, f"{mean:.2f} mean" if several else f"{mean:.0f}", str(n), Text("█" * round(12 * mean / n), style=_colour(mean, n))
+        )
+    calls = ", ".join(f"{path} {count}" for path, count in trace.calls.items())
+    parts += [table, Text(f"layer calls that ran: {calls}"), Text(f"head evaluated: {trace.head_calls}")]
+    parts.append(Text(f"ETR {100 * etr(trace):.0f} % (layers only: neither MACs nor time)"))
+    return parts
+
+
+def _words(tokens: list[tuple[str, int]], layers: int) -> Any:
+    """Each token with its depth, coloured: early green, late red."""
+    from rich.text import Text
+
+    line = Text("tokens and depths: ")
+    for text, depth in tokens:
+        line.append(text.strip() or "·", style=_colour(depth, layers))
+        line.append(f" {depth}  ", style="dim")
+    return line
+
+
+def _colour(depth: float, layers: int) -> str:
+    share = depth / layers
+    return EARLY if share <= 0.4 else MIDDLE if share <= 0.75 else LATE
