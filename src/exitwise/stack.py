@@ -124,6 +124,18 @@ def _arguments(layer: nn.Module) -> set[str]:
     return set(inspect.signature(inspect.unwrap(type(layer).forward)).parameters)
 
 
+def _owner(model: nn.Module, path: str) -> str:
+    """The nearest module above a stack that is called with inputs, so that it knows which tokens are real; else the ModuleList's parent."""
+    parent = path.rpartition(".")[0]
+    above = parent
+    while True:
+        if _arguments(reach(model, above)) & {"input_ids", "inputs_embeds", "pixel_values", "input_features"}:
+            return above
+        if not above:
+            return parent
+        above = above.rpartition(".")[0]
+
+
 def discover(model: nn.Module) -> Family:
     """A family guessed from the structure; `inspect.require` (`exitwise inspect --check`) holds it to the self-test.
 
@@ -141,7 +153,7 @@ def discover(model: nn.Module) -> Family:
         taken = {s.streams[0] for s in stacks}
         base = "decoder" if kind == "decoder" else "image" if any(w in path.lower() for w in ("vis", "image", "patch")) else "text"
         stream = base if base not in taken else path.replace(".", "_")
-        stacks.append(Stack(path, kind, (stream,)))
+        stacks.append(Stack(path, kind, (stream,), owner=_owner(model, path)))
     if not stacks:
         raise FamilyError(
             f"No stack of layers was found in {type(model).__name__}: no ModuleList holds two or more layers of one class. "

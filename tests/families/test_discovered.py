@@ -68,6 +68,45 @@ def test_a_model_of_no_family_is_discovered_and_passes() -> None:
     }  # fmt: skip
 
 
+def test_the_owner_of_a_discovered_stack_knows_which_tokens_are_real() -> None:
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=6, num_attention_heads=4, intermediate_size=64, initializer_range=0.3,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    model = RobertaForSequenceClassification(config).eval()
+    (stack,) = families.of(model)[1].stacks
+    assert (stack.path, stack.owner) == ("roberta.encoder.layer", "roberta")
+    ids = torch.arange(40).view(4, 10) % 90 + 5
+    mask = torch.ones_like(ids)
+    ids[:, 6:], mask[:, 6:] = 1, 0
+    engine = Engine(model, "mue")
+    padded = engine.run(input_ids=ids, attention_mask=mask, record=True).trace.sureness["text"]
+    bare = engine.run(input_ids=ids[:, :6], attention_mask=mask[:, :6], record=True).trace.sureness["text"]
+    torch.testing.assert_close(padded, bare, atol=1e-5, rtol=1e-5)  # float32 sums over other shapes
+
+
+def test_mt5_is_a_t5_that_does_not_scale() -> None:
+    from transformers import MT5Config, MT5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = MT5Config(
+        vocab_size=99,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=3,
+        num_decoder_layers=4,
+        num_heads=4,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    model = MT5ForConditionalGeneration(config).eval()
+    assert families.of(model)[0] == "t5" and len(require(model)) == 6
+
+
 def test_rotary_keys_are_refused_where_they_would_be_wrong_and_right_where_they_run_late() -> None:
     model = llama()
     assert [c.name for c in check(model) if not c.passed] == ["keys and values"]  # whose policy is 'propagate'

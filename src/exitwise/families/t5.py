@@ -1,4 +1,4 @@
-"""T5: a text encoder and a decoder, pre-norm, whose first layer makes the relative position bias that the deeper layers share."""
+"""T5 and mT5: a text encoder and a decoder, pre-norm, whose first layer makes the relative position bias that the deeper layers share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from ..stack import Family, Stack
 
 def _readout(model: Any, hidden: Tensor) -> Tensor:
     state = model.decoder.final_layer_norm(hidden)
-    if getattr(model.config, "scale_decoder_outputs", model.config.tie_word_embeddings):
+    tied = model.config.model_type == "t5" and model.config.tie_word_embeddings  # what decided before transformers had a field for it
+    if getattr(model.config, "scale_decoder_outputs", tied):
         state = state * model.model_dim**-0.5
     logits: Tensor = model.lm_head(state)
     return logits
@@ -37,13 +38,13 @@ def tiny() -> tuple[Any, dict[str, Any]]:
 
 
 FAMILY = Family(
-    model_types=("t5",),
-    classes=("T5ForConditionalGeneration",),
+    model_types=("t5", "mt5"),
+    classes=("T5ForConditionalGeneration", "MT5ForConditionalGeneration"),
     stacks=(
         Stack("encoder.block", "encoder", ("text",)),
         Stack("decoder.block", "decoder", ("decoder",), fresh_bias=True),
     ),
     readout=_readout,
-    about="T5ForConditionalGeneration",
+    about="T5ForConditionalGeneration, MT5ForConditionalGeneration",
     tiny=tiny,
 )
