@@ -97,7 +97,7 @@ def test_mt5_is_a_t5_that_does_not_scale() -> None:
         d_model=32,
         d_kv=8,
         d_ff=64,
-        num_layers=3,
+        num_layers=4,
         num_decoder_layers=4,
         num_heads=4,
         dropout_rate=0.0,
