@@ -14,7 +14,7 @@ from .running import run
 
 app = typer.Typer(
     name="exitwise",
-    help="Makes a transformer stop computing when its answer is ready.\n\nBegin with `exitwise demo`; every command has a --help with an example.",
+    help="Makes a transformer stop computing when its answer is ready.\n\nBegin with `exitwise demo`; every --help has an example.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..engine import Engine
 from ..errors import InputError
@@ -88,7 +88,8 @@ def _inputs(processor: Any, question: Question) -> dict[str, Any]:
         return dict(processor(**given, return_tensors="pt"))
     except (TypeError, ValueError) as problem:
         raise InputError(
-            f"{type(processor).__name__} makes no inputs of {' and '.join(given)} ({problem}). Does this model take both --image and --prompt?"
+            f"{type(processor).__name__} makes no inputs of {' and '.join(given)} ({problem}). Give what this model takes: "
+            "--image, --prompt or both."
         ) from problem
 
 
@@ -105,8 +106,8 @@ def _written(engine: Engine, processor: Any, question: Question, inputs: dict[st
 
 
 def _chosen(engine: Engine, processor: Any, question: Question, inputs: dict[str, Any]) -> Reply:
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if tokenizer.eos_token_id is None or not hasattr(engine.model, "get_encoder") or not engine.model.config.is_encoder_decoder:
+    tokenizer, config = getattr(processor, "tokenizer", processor), cast(Any, engine.model.config)
+    if tokenizer.eos_token_id is None or not config.is_encoder_decoder:
         raise InputError(f"{type(engine.model).__name__} cannot choose among candidates: that needs an encoder and a decoder.")
     ids = [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in question.candidates]
     out = engine.choose(ids, **inputs)

@@ -43,8 +43,10 @@ def calibrate(
 ) -> None:
     """Choose the cheapest thresholds that keep the asked share of quality on these items, and save them.
 
-    Answers are judged on a ledger (every item at every exit, without further runs), captions by live runs. What is kept here is kept on this
-    data: judge it on other items, with `exitwise bench --exits FOLDER`. The model's weights are not copied.
+    Answers are judged on a ledger (every item at every exit, without further
+    runs), captions by live runs. What is kept here is kept on this data: judge
+    it on other items, with `exitwise bench --exits FOLDER`. The model's weights
+    are not copied.
 
     \b
     Example:
@@ -81,7 +83,7 @@ def _thresholds(engine: Engine, pair: Unified, task: Task, keep: float, trials: 
     """The engine with its thresholds, and what was found. Progress on stderr."""
     import sys
 
-    from tqdm.auto import tqdm
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
     from ..bench.ask import Asker, scores
     from ..bench.ways import ledger
@@ -158,7 +160,8 @@ def train(
 ) -> None:
     """Train a unified model so that every decoder layer can answer: the layer-wise loss on a folder of yours.
 
-    Stop it at any time; the same command goes on from the last checkpoint. It ends with OUT/export, which every other command takes as MODEL.
+    Stop it at any time; the same command goes on from the last checkpoint. It
+    ends with OUT/export, which every other command takes as MODEL.
 
     \b
     Example:

@@ -21,8 +21,9 @@ def inspect(
 ) -> None:
     """Show the stacks and streams of a model: what can leave where, and how soon its states settle.
 
-    The settling (mean cosine across each layer) is measured on noise and random words, so it is a first impression, not a promise.
-    Ends with 1 if a part of the self-test fails.
+    The settling (mean cosine across each layer) is measured on noise and random
+    words: a first impression, not a promise. Ends with 1 if a part of the
+    self-test fails.
 
     \b
     Examples:
@@ -58,7 +59,7 @@ def inspect(
 
 @guarded
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, with all its knobs.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One method, with all its knobs.")] = None,
     as_object: options.Json = False,
 ) -> None:
     """List the methods of early exit; with a name, the knobs of one.

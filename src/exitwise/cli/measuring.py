@@ -60,8 +60,8 @@ def bench(
 ) -> None:
     """Judge a unified model on your own images: full depth, exits, static depth and random exits at equal cost.
 
-    Give --exits to judge exits that you saved; otherwise thresholds are chosen on --calibration. One JSON run goes to --out, and `exitwise
-    report` draws it.
+    Give --exits to judge exits that you saved; otherwise thresholds are chosen
+    on --calibration. One JSON run goes to --out; `exitwise report` draws it.
 
     \b
     FOLDER holds images/ and a *.jsonl with one row a line:
@@ -78,7 +78,7 @@ def bench(
         where(model)
     else:
         unified(model, "bench")
-    from tqdm.auto import tqdm
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
     from ..bench import table
     from ..bench.measure import judge
@@ -90,7 +90,7 @@ def bench(
             bar.update()
 
         record = judge(
-            task.value, data, None if model == "shipped" else model, exits=exits, split=split, calibration=calibration, limit=limit,
+            task.value, data, model=None if model == "shipped" else model, exits=exits, split=split, calibration=calibration, limit=limit,
             skip_bad=skip_bad, out=out, seed=seed, keep=keep, beams=beams, tick=tick,
         )  # fmt: skip
     skipped = record["task"]["skipped"]
@@ -114,7 +114,7 @@ def show_table(drawn: Any) -> None:
 
 @guarded
 def report(
-    results: Annotated[Path, typer.Argument(metavar="[RESULTS]", help="The folder of runs.")] = Path("results"),
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="The folder of runs.")] = Path("results"),
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The page. Without it: RESULTS/report.html.")] = None,
     as_object: options.Json = False,
 ) -> None:

@@ -1,0 +1,265 @@
+"""The command line on tiny models: what each command prints, where it prints it, and how it fails."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForSequenceClassification
+from typer.testing import CliRunner
+
+from exitwise import families, methods
+from exitwise.cli import app
+from exitwise.models import shipped_path
+from exitwise.models.ofa import OFAConfig, OFAForConditionalGeneration, OFAProcessor, train_tokenizer
+
+COMMANDS = ["demo", "run", "inspect", "train", "calibrate", "bench", "report", "methods", "families"]
+TEXTS = ["what does the image describe?", "a red picture", "a blue picture", "it is red true or false?", "true", "false"]
+
+
+def call(*args, code=0):
+    """The result of a command; a failure that is no plain exit is raised as it is."""
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def parsed(*args, code=0):
+    """The one JSON object on stdout."""
+    out = call(*args, "--json", code=code).stdout
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def unified(tmp_path_factory):
+    """The folder of a tiny unified model that gives unlike depths at unlike thresholds."""
+    folder, tokenizer = tmp_path_factory.mktemp("unified"), train_tokenizer(TEXTS * 5, 300)
+    torch.manual_seed(0)
+    config = OFAConfig(
+        vocab_size=len(tokenizer), d_model=32, encoder_layers=3, decoder_layers=3, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=32, image_bucket_size=2, image_grids=[[1, 1]],
+        stem="efficientnet-lite0", decomposed=True, dropout=0.0,
+    )  # fmt: skip
+    OFAForConditionalGeneration(config).save_pretrained(folder)
+    OFAProcessor.for_config(tokenizer, config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder for each task: pictures of one colour; a bad row in a split of its own."""
+    root = tmp_path_factory.mktemp("data")
+    for kind in ("caption", "answer"):
+        (root / kind / "images").mkdir(parents=True)
+        for colour in ("red", "blue"):
+            Image.new("RGB", (32, 32), colour).save(root / kind / "images" / f"{colour}.png")
+    captions = [{"image": f"{c}.png", "captions": [f"a {c} picture"]} for c in ("red", "blue")]
+    answers = [{"image": f"{c}.png", "sentence": "It is red.", "label": str(c == "red").lower()} for c in ("red", "blue")]
+    for name, extra in (("train", []), ("holey", [{"image": "gone.png", "captions": ["nothing"]}])):
+        (root / "caption" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, captions + extra)))
+    (root / "answer" / "train.jsonl").write_text("\n".join(map(json.dumps, answers)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def taught(unified, data, tmp_path_factory):
+    """OUT of a short training on captions, and what the command said."""
+    out = tmp_path_factory.mktemp("taught")
+    said = parsed(
+        "train", unified, "--task", "caption", "--data", data / "caption", "--split", "train", "--out", out, "--steps", 60, "--lr", 4e-3,
+        "--rows", 4, "--warmup", 5,
+    )  # fmt: skip
+    return out, said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_teaches_with_an_example(command):
+    said = call(command, "--help").stdout
+    assert "Example" in said and f"exitwise {command}" in said
+
+
+def test_help_is_quick_because_torch_stays_out():
+    code = (
+        "import sys\nfrom exitwise.cli import app\ntry:\n app(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(any(m.split('.')[0] in {'torch', 'transformers', 'numpy', 'matplotlib', 'PIL'} for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_the_registers_are_listed():
+    assert [m["name"] for m in parsed("methods")["methods"]] == methods.names()
+    assert [f["name"] for f in parsed("families")["families"]] == families.names()
+    knobs = {k["name"]: k for k in parsed("methods", "mue")["methods"][0]["knobs"]}
+    assert knobs["image"]["default"] == 1.0 and knobs["image"]["high"] == 2.0
+    assert "image" in call("methods", "mue").stdout and "bert" in call("families").stdout
+
+
+def test_inspect_finds_the_streams_and_tests_itself(unified):
+    found = parsed("inspect", unified, "--check")
+    assert [s["streams"] for s in found["stacks"]] == [["image", "text"], ["decoder"]]
+    assert found["family"] == "ofa" and len(found["saturation"]["image"]) == 3
+    assert found["checks"] and all(c["passed"] for c in found["checks"])
+    assert "model.decoder.layers" in call("inspect", unified).stdout
+
+
+def test_inspect_ends_with_one_where_the_self_test_fails(unified, monkeypatch):
+    from exitwise.inspect import selftest
+
+    monkeypatch.setitem(selftest.CHECKS, "identity at full depth", lambda bench: (False, "made to fail"))
+    result = call("inspect", unified, "--check", code=1)
+    assert "made to fail" in result.stdout and "identity at full depth" in result.stderr and "adding-a-family" in result.stderr
+
+
+def test_run_says_the_answer_and_where_everything_left(unified, data):
+    image = data / "caption" / "images" / "red.png"
+    full = parsed("run", unified, "--image", image)
+    early = parsed("run", unified, "--image", image, "--set", "image=-1", "--set", "decoder=-1")
+    assert full["trace"]["depth"]["image"] == [3] and full["etr"]["mean"] == pytest.approx(0)
+    assert early["trace"]["depth"]["image"] == [1] and early["trace"]["depth"]["text"] == [3]
+    assert early["tokens"] and {t["depth"] for t in early["tokens"]} == {1}
+    assert early["etr"]["mean"] == pytest.approx(1 - (2 + 1) / 6)
+    assert early["trace"]["calls"]["model.encoder.layers"] < full["trace"]["calls"]["model.encoder.layers"]
+    shown = call("run", unified, "--image", image, "--method", "static", "--set", "decoder=2")
+    assert "ETR 17 %" in shown.stdout and "layer calls" in shown.stdout and not shown.stderr
+    assert "nothing left early" in call("run", unified, "--image", image).stderr
+
+
+def test_run_chooses_among_candidates(unified, data):
+    image = data / "answer" / "images" / "red.png"
+    said = parsed("run", unified, "--image", image, "--prompt", "it is red true or false?", "--candidates", "true, false")
+    assert said["task"] == "answer" and said["answer"] in ("true", "false") and said["settings"]["decoder_scope"] == "last"
+
+
+def test_run_with_models_of_others(tmp_path):
+    tokenizer = train_tokenizer(TEXTS * 5, 300)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    bart = BartConfig(
+        **sizes, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2,
+    )  # fmt: skip
+    BartForConditionalGeneration(bart).save_pretrained(tmp_path / "bart")
+    labels = {0: "bad", 1: "good"}
+    bert = BertConfig(**sizes, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, id2label=labels)
+    BertForSequenceClassification(bert).save_pretrained(tmp_path / "bert")
+    for name in ("bart", "bert"):
+        tokenizer.save_pretrained(tmp_path / name)
+    wrote = parsed("run", tmp_path / "bart", "--prompt", "a red picture", "--longest", 5, "--method", "static", "--set", "decoder=1")
+    assert set(sum(wrote["trace"]["depth"]["decoder"], [])) <= {0, 1} and wrote["trace"]["layers"]["decoder"] == 2
+    chose = parsed("run", tmp_path / "bart", "--prompt", "it is red", "--candidates", "true,false")
+    assert chose["answer"] in ("true", "false")
+    assert parsed("run", tmp_path / "bert", "--prompt", "a red picture")["answer"] in ("bad", "good")
+    message = call("run", tmp_path / "bert", code=2).stderr
+    assert "--prompt" in message
+    refused = call("train", tmp_path / "bart", "--task", "caption", "--data", "x", "--out", "y", "--steps", 1, code=2)
+    assert "x" in refused.stderr
+
+
+def test_train_learns_exports_and_resumes(taught, unified, data):
+    out, said = taught
+    assert said["steps"] == 60 and said["exported"] == "last" and said["items"] == 2
+    spoken = {c: parsed("run", out / "export", "--image", data / "caption" / "images" / f"{c}.png")["answer"] for c in ("red", "blue")}
+    assert all("picture" in text for text in spoken.values())
+    again = parsed(
+        "train", unified, "--task", "caption", "--data", data / "caption", "--split", "train", "--out", out, "--steps", 62, "--rows", 4
+    )
+    assert again["steps"] == 62
+
+
+def test_the_best_weights_of_a_validation_are_exported(unified, data, tmp_path):
+    said = parsed(
+        "train", unified, "--task", "answer", "--data", data / "answer", "--out", tmp_path, "--steps", 2, "--validation", "train",
+        "--validate-every", 0, "--weights", "linear",
+    )  # fmt: skip
+    assert said["exported"] == "best" and len(said["history"]) == 2 and said["best"] > 0
+
+
+def test_calibrated_captions_are_saved_and_run(taught, data, tmp_path):
+    out, _ = taught
+    found = parsed(
+        "calibrate", out / "export", "--task", "caption", "--data", data / "caption", "--split", "train", "--out", tmp_path, "--keep", 0.9
+    )
+    assert found["quality"] >= 0.9 * found["quality_full"] > 0 and found["rows"] == 2
+    said = parsed("run", out / "export", "--image", data / "caption" / "images" / "red.png", "--exits", tmp_path)
+    assert {k: said["settings"][k] for k in found["settings"]} == found["settings"]
+    changed = parsed("run", out / "export", "--image", data / "caption" / "images" / "red.png", "--exits", tmp_path, "--set", "image=1")
+    assert changed["settings"]["image"] == 1 and changed["trace"]["depth"]["image"] == [3]
+
+
+def test_calibrated_answers_come_from_a_ledger(unified, data, tmp_path):
+    shown = call("calibrate", unified, "--task", "answer", "--data", data / "answer", "--out", tmp_path)
+    assert "accuracy" in shown.stdout and (tmp_path / "exitwise.json").is_file()
+    assert "every item at every exit" in shown.stderr
+
+
+BAD = {
+    "an unknown method": (["methods", "mu"], "'mue'"),
+    "an unknown model": (["inspect", "no/such/model/here"], "no/such/model/here"),
+    "a folder without a model": (["inspect", "{data}"], "config.json"),
+    "an image that is not there": (["run", "{unified}", "--image", "gone.png"], "gone.png"),
+    "no image": (["run", "{unified}"], "--image"),
+    "an empty prompt": (["run", "{unified}", "--image", "{red}", "--prompt", " "], "empty"),
+    "a question without candidates": (["run", "{unified}", "--image", "{red}", "--task", "answer", "--prompt", "what"], "--candidates"),
+    "one candidate": (["run", "{unified}", "--image", "{red}", "--prompt", "what", "--candidates", "a"], "--candidates"),
+    "a knob without a value": (["run", "{unified}", "--image", "{red}", "--set", "image"], "KNOB=VALUE"),
+    "a knob that there is not": (["run", "{unified}", "--image", "{red}", "--set", "imag=0.9"], "'image'"),
+    "a threshold outside its range": (["run", "{unified}", "--image", "{red}", "--set", "image=7"], "image=7"),
+    "a word for a threshold": (["run", "{unified}", "--image", "{red}", "--set", "image=high"], "high"),
+    "exits that are not there": (["run", "{unified}", "--image", "{red}", "--exits", "gone"], "gone"),
+    "a method said twice": (["run", "{unified}", "--image", "{red}", "--exits", "gone", "--method", "mue"], "--exits"),
+    "a missing image in the data": (
+        ["calibrate", "{unified}", "--task", "caption", "--data", "{data}/caption", "--split", "holey", "--out", "{out}"],
+        "gone.png",
+    ),
+    "an impossible share": (
+        ["calibrate", "{unified}", "--task", "caption", "--data", "{data}/caption", "--out", "{out}", "--keep", "2"],
+        "2",
+    ),
+    "a choice of splits": (["calibrate", "{unified}", "--task", "caption", "--data", "{data}/caption", "--out", "{out}"], "--split"),
+    "a training without an end": (["train", "{unified}", "--task", "answer", "--data", "{data}/answer", "--out", "{out}"], "steps"),
+    "patience without validation": (
+        ["train", "{unified}", "--task", "answer", "--data", "{data}/answer", "--out", "{out}", "--steps", "1", "--patience", "1"],
+        "--validation",
+    ),
+    "an unknown task": (["bench", "--task", "poem", "--data", "{data}"], "poem"),
+    "no runs to report": (["report", "{data}"], "no finished run"),
+    "no folder to report": (["report", "gone"], "gone"),
+    "a bench on a folder that is not there": (["bench", "--model", "{unified}", "--task", "caption", "--data", "gone"], "gone"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_on_stderr(case, unified, data, tmp_path):
+    args, named = BAD[case]
+    places = {"unified": unified, "data": data, "out": tmp_path / "out", "red": data / "caption" / "images" / "red.png"}
+    result = call(*(arg.format(**places) for arg in args), code=2)
+    assert named in result.stderr and "Traceback" not in result.stderr
+    assert not result.stdout
+
+
+def test_a_bad_row_may_be_left_out_and_is_named(unified, data, tmp_path):
+    result = call(
+        "calibrate", unified, "--task", "caption", "--data", data / "caption", "--split", "holey", "--out", tmp_path, "--skip-bad", code=2
+    )  # an untaught model keeps a share of nothing
+    assert "nothing to keep" in result.stderr
+
+
+def test_a_checkpoint_of_another_shape_is_refused(unified, tmp_path):
+    model = OFAForConditionalGeneration.from_pretrained(unified)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_ffn_dim": 48}))
+    assert str(tmp_path) in call("inspect", tmp_path, code=2).stderr
+    (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_layers": 4}))
+    assert "missing" in call("inspect", tmp_path, code=2).stderr
+
+
+@pytest.mark.skipif((shipped_path() / "config.json").is_file(), reason="the shipped model is here")
+@pytest.mark.parametrize("args", [["demo"], ["inspect"], ["bench", "--task", "caption", "--data", "x"]])
+def test_without_the_shipped_model_it_is_said(args):
+    assert "shipped model" in call(*args, code=2).stderr
