@@ -153,7 +153,7 @@ class Sentences:
             if len(ids) <= LONGEST:
                 return ids, self.ids(answer)[0]
 
-    def batch(self, draw: Random, images: int, each: int = 8, questions: int = 1) -> Batch:
+    def batch(self, draw: Random, images: int, each: int = 8, questions: int = 2) -> Batch:
         """Random pictures, each with its human sentence, `questions` open questions and made sentences."""
         maps, pairs = [], []
         for row in draw.sample(self.rows, images):

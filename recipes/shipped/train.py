@@ -11,6 +11,7 @@ from typing import Any
 
 import tomllib  # Python 3.11
 import torch
+from accelerate import PartialState
 from data import Captions, Questions, Sentences, splits
 from features import load_stem
 from quick import install
@@ -52,8 +53,9 @@ class Course:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; the same for the same step."""
-        draw = Random(f"{self.seed}-{step}")
-        kind, images = self.cycle[step % len(self.cycle)], int(self.plan["images"])
+        state = PartialState()
+        draw = Random(f"{self.seed}-{step}-{state.process_index}")
+        kind, images = self.cycle[step % len(self.cycle)], int(self.plan["images"]) // state.num_processes
         if kind == "caption":
             return self.captions.batch(draw, images)
         if kind == "questions":

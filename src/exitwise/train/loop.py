@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
@@ -86,7 +87,8 @@ def train(
     """Trains `model` in place and returns the progress. A folder with a checkpoint is resumed.
 
     batches: step -> batch, the same for the same step, so that a resumed run sees what an unbroken one would. objective: (model, batch)
-    -> mapping with "loss" and anything else to log. validate: model -> mapping with "loss"; called in eval mode without gradients.
+    -> mapping with "loss" and anything else to log. Under `accelerate launch` each process calls both for its own share, and gradients
+    are averaged. validate: model -> mapping with "loss"; called in eval mode without gradients.
     on_save is called at each checkpoint, for an export of one's own.
     """
     accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no", cpu=not torch.cuda.is_available())
@@ -94,27 +96,52 @@ def train(
     settings.folder.mkdir(parents=True, exist_ok=True)
     optimizer = _optimizer(model, settings)
     progress = load(settings.folder, model, optimizer)
-    wrapped, prepared = accelerator.prepare(model, optimizer)
+    model.to(accelerator.device)
     clock = _Clock(progress.used_s, progress.used_s)
-    bar = tqdm(total=settings.steps, initial=progress.step, desc="train", unit="step", mininterval=5)
+    first = accelerator.is_main_process
+    bar = tqdm(total=settings.steps, initial=progress.step, desc="train", unit="step", mininterval=5, disable=not first)
     while not _ended(progress, settings):
         began = time.monotonic()
-        torch.manual_seed(settings.seed * 1_000_003 + progress.step)  # dropout repeats when a run is resumed
+        # Dropout repeats when a run is resumed, and differs between processes.
+        torch.manual_seed((settings.seed * 1_000_003 + progress.step) * accelerator.num_processes + accelerator.process_index)
         rate = settings.lr * warmup_cosine(progress.step, _share(progress, settings), settings.warmup)
-        figures = _step(accelerator, wrapped, prepared, objective, batches(progress.step), rate, settings.clip)
+        figures = _step(accelerator, model, optimizer, objective, batches(progress.step), rate, settings.clip)
         progress.step += 1
         progress.used_s += time.monotonic() - began
         bar.update()
-        if progress.step % settings.log_every == 0:
+        if first and progress.step % settings.log_every == 0:
             numbers = {name: float(value) for name, value in figures.items()}
             bar.set_postfix({name: f"{value:.3f}" for name, value in numbers.items()})
             _log(settings.folder, {"step": progress.step, "used_s": round(progress.used_s, 1), "lr": rate, **numbers})
-        _housekeeping(accelerator.unwrap_model(wrapped), optimizer, progress, settings, clock, validate, on_save)
+        if first:
+            _housekeeping(model, optimizer, progress, settings, clock, validate, on_save)
+        _agree(accelerator, progress)
     bar.close()
-    save(settings.folder, model, optimizer, progress, settings)
-    if on_save is not None:
-        on_save(model)
+    if first:
+        save(settings.folder, model, optimizer, progress, settings)
+        if on_save is not None:
+            on_save(model)
+    accelerator.wait_for_everyone()
     return progress
+
+
+def _agree(accelerator: Accelerator, progress: Progress) -> None:
+    """Takes the first process's clock and patience everywhere, so that all keep one learning rate and stop at one step."""
+    if accelerator.num_processes > 1:
+        told = torch.tensor([progress.used_s, float(progress.stale)], dtype=torch.float64, device=accelerator.device)
+        broadcast(told)
+        progress.used_s, progress.stale = float(told[0]), int(told[1])
+
+
+def _average_gradients(accelerator: Accelerator, model: nn.Module) -> None:
+    """The mean over processes, in one message. The objective calls parts of the model, so DDP's hooks on forward would not fire."""
+    if accelerator.num_processes > 1:
+        grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        torch.distributed.all_reduce(flat)
+        flat /= accelerator.num_processes
+        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
 
 
 def _step(
@@ -127,7 +154,8 @@ def _step(
     with accelerator.autocast():
         figures = dict(objective(model, batch))
     accelerator.backward(figures["loss"])
-    norm = accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
+    _average_gradients(accelerator, model)
+    norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
     if torch.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -233,7 +261,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None
         state = torch.load(folder / "state.pt", weights_only=True)
         if optimizer is not None:
             optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
         hint = "Delete the folder, or train the model that it was made by."

@@ -1,0 +1,114 @@
+"""The layer-wise loss: what it sums, what it ignores, and where its gradient goes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from exitwise.errors import KnobError
+from exitwise.train import layer_weights, layerwise, sampled_weights
+
+
+@pytest.fixture
+def states() -> list[torch.Tensor]:
+    """Three layers, 2 rows, 3 tokens, width 5; each asks for its gradient."""
+    torch.manual_seed(0)
+    return [torch.randn(2, 3, 5, requires_grad=True) for _ in range(3)]
+
+
+LABELS = torch.tensor([[1, 4, -100], [-100, 0, -100]])
+
+
+def identity(hidden: torch.Tensor) -> torch.Tensor:
+    """A head whose logits are the state itself."""
+    return hidden
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_layer_is_plain_cross_entropy(states: list[torch.Tensor], smoothing: float) -> None:
+    expected = F.cross_entropy(states[0].flatten(0, 1), LABELS.flatten(), ignore_index=-100, label_smoothing=smoothing)
+    assert torch.allclose(layerwise(states[:1], identity, LABELS, smoothing=smoothing), expected)
+
+
+def test_the_sum_by_hand() -> None:
+    # Two classes. Layer 1 says (0, 0): CE ln 2. Layer 2 says (ln 3, 0): the true class has 3/4, CE ln 4/3.
+    states = [torch.zeros(1, 1, 2), torch.tensor([[[math.log(3.0), 0.0]]])]
+    labels = torch.tensor([[0]])
+    one, two = math.log(2), math.log(4 / 3)
+    assert float(layerwise(states, identity, labels)) == pytest.approx(one + two)
+    assert float(layerwise(states, identity, labels, reduction="mean")) == pytest.approx((one + two) / 2)
+    assert float(layerwise(states, identity, labels, weights="linear")) == pytest.approx(2 / 3 * one + 4 / 3 * two)
+    assert float(layerwise(states, identity, labels, weights="avg+last")) == pytest.approx(0.5 * one + 1.5 * two)
+    assert float(layerwise(states, identity, labels, weights=[0.0, 2.0])) == pytest.approx(2 * two)
+
+
+def test_the_gradient_reaches_every_layer_and_no_place_that_is_not_asked(states: list[torch.Tensor]) -> None:
+    layerwise(states, identity, LABELS).backward()
+    for state in states:
+        assert state.grad is not None
+        assert (state.grad[LABELS != -100].abs().sum(-1) > 0).all()
+        assert (state.grad[LABELS == -100] == 0).all()
+
+
+def test_the_head_sees_the_asked_places_only(states: list[torch.Tensor]) -> None:
+    seen: list[torch.Size] = []
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(hidden.shape)
+        return hidden
+
+    layerwise(states, head, LABELS, weights=[1.0, 0.0, 1.0])
+    assert seen == [(3, 5), (3, 5)]  # a layer of weight 0 is not read out
+
+
+def test_forbidden_tokens_have_no_part(states: list[torch.Tensor]) -> None:
+    allowed = torch.tensor([True, True, False, False, True])
+    loss = layerwise(states, identity, LABELS, allowed=allowed)
+    asked = LABELS != -100
+    kept = [state[asked][:, allowed] for state in states]
+    renumbered = torch.tensor([1, 2, 0])  # the labels 1, 4, 0 among the tokens 0, 1, 4
+    assert torch.allclose(loss, sum(F.cross_entropy(logits, renumbered) for logits in kept))
+    smoothed = layerwise(states, identity, LABELS, allowed=allowed, smoothing=0.1)
+    assert torch.allclose(smoothed, sum(F.cross_entropy(logits, renumbered, label_smoothing=0.1) for logits in kept))
+    loss.backward()
+    assert states[0].grad is not None and (states[0].grad[..., 2:4] == 0).all()
+
+
+def test_a_constraint_may_differ_from_place_to_place(states: list[torch.Tensor]) -> None:
+    allowed = torch.zeros(2, 3, 5, dtype=torch.bool)
+    allowed[LABELS != -100, LABELS[LABELS != -100]] = True  # only the truth is allowed: nothing is left to learn
+    assert layerwise(states, identity, LABELS, allowed=allowed).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_no_label_at_all_gives_zero(states: list[torch.Tensor]) -> None:
+    assert float(layerwise(states, identity, torch.full((2, 3), -100))) == 0.0
+
+
+def test_sampled_weights_keep_the_expectation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.tensor([sampled_weights(6, 2, generator) for _ in range(4000)])
+    assert bool((drawn[:, -1] == 1).all()) and bool(((drawn > 0).sum(1) == 3).all())
+    # Each of the five others: 2.5 with probability 2/5; the mean of 4000 has a spread of 1.22 / 63 = 0.02.
+    assert torch.allclose(drawn.mean(0), torch.ones(6), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda states: layerwise(states, identity, LABELS, weights="quadratic"),
+        lambda states: layerwise(states, identity, LABELS, weights=[1.0]),
+        lambda states: layerwise(states, identity, LABELS, reduction="none"),
+        lambda states: sampled_weights(6, 6, torch.Generator()),
+    ],
+)
+def test_wrong_options_are_named(states: list[torch.Tensor], wrong: object) -> None:
+    with pytest.raises(KnobError):
+        wrong(states)  # type: ignore[operator]
+
+
+def test_weights_sum_to_the_number_of_layers() -> None:
+    for kind in ("uniform", "linear", "avg+last"):
+        assert sum(layer_weights(6, kind)) == pytest.approx(6)  # type: ignore[arg-type]
