@@ -96,7 +96,7 @@ def made_up_run(kind: str = "answer", gallery: list[dict[str, Any]] | None = Non
             s: {"mean": [c + i / 100 for c in curve], "q1": [c - 0.03 for c in curve], "q3": [c + 0.02 for c in curve]}
             for i, s in enumerate(layers)
         },
-        "sweep": {"static": [{"macs": 4e8 + 1e8 * i, "quality": 55 + 2 * i} for i in range(8)]},
+        "sweep": {"static": [{"etr": 0.9 - 0.1 * i, "quality": 55 + 2 * i} for i in range(8)]},
         "gallery": gallery if gallery is not None else [item],
     }
 

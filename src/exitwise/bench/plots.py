@@ -42,7 +42,7 @@ def quality_against_cost(run: dict[str, Any]) -> str:
     """Each way of running as a point with its 95 % interval; curves, where the run holds a sweep, with the front of the static depths."""
     with _axes(4.7, 3.2) as (axes, out):
         for name, points in run.get("sweep", {}).items():
-            pairs = sorted((point["macs"] / 1e9, point["quality"]) for point in points)
+            pairs = sorted((100 * (1 - point["etr"]), point["quality"]) for point in points)
             colour = ROW_COLOURS.get(name, "#8a949e")
             axes.scatter(*zip(*pairs), s=9, color=colour, alpha=0.35, linewidths=0)
             best = [pairs[i] for i in front(pairs)]
@@ -51,7 +51,7 @@ def quality_against_cost(run: dict[str, Any]) -> str:
             value, low, high = (row["quality"][key] for key in ("value", "low", "high"))
             colour = ROW_COLOURS.get(row["key"], "#30363d")
             axes.errorbar(
-                row["macs"] / 1e9,
+                100 * (1 - row["etr"]["streams"]),
                 value,
                 yerr=[[max(0.0, value - low)], [max(0.0, high - value)]],
                 fmt=MARKERS.get(row["key"], "o"),
@@ -61,7 +61,7 @@ def quality_against_cost(run: dict[str, Any]) -> str:
                 linewidth=1.1,
                 label=row["label"],
             )
-        axes.set_xlabel("cost: GMACs an item, counted")
+        axes.set_xlabel("cost: layers run, % of full depth (1 - ETR)")
         axes.set_ylabel(run["task"]["metric"])
         axes.set_xlim(left=0)
         axes.legend(fontsize=8, loc="lower right")

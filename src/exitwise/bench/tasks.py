@@ -34,6 +34,7 @@ class Item:
     references: tuple[str, ...]
     candidates: tuple[str, ...] = ()
     group: str = ""
+    credit: str = ""
 
     def picture(self) -> Image.Image:
         """The decoded image; a InputError that names the item where that fails."""
@@ -168,11 +169,16 @@ def _item(kind: str, file: Path, where: str, row: Any, answers: tuple[str, ...])
     if not image.is_file():
         raise InputError(f"{where}: the image {name} is not in {image.parent.name}/ beside {file.name}. {_SKIP}")
     if kind == "caption":
-        return Item(name, where, image, CAPTION_PROMPT, _captions(row, where))
+        return Item(name, where, image, CAPTION_PROMPT, _captions(row, where), credit=_credit(row))
     prompt, answer, candidates = _question(row, where, answers)
     if answer not in candidates:
         raise InputError(f"{where}: the answer {answer!r} for {name} is not among the candidates {', '.join(candidates)}. {_SKIP}")
-    return Item(name, where, image, prompt, (answer,), candidates, "statement" if "sentence" in row else "question")
+    return Item(name, where, image, prompt, (answer,), candidates, "statement" if "sentence" in row else "question", _credit(row))
+
+
+def _credit(row: dict[str, Any]) -> str:
+    """Licence and source of the image, where the row names them."""
+    return ", ".join(str(row[key]) for key in ("licence", "source") if row.get(key))
 
 
 def _captions(row: dict[str, Any], where: str) -> tuple[str, ...]:

@@ -1,0 +1,113 @@
+"""`make bench`: every measured claim of the project, a run each under results/, and last the flat results/summary.json.
+
+Judged on the embedded sample, and, where .data/ holds them, on the held-out splits of Flickr8k and NLVR that
+recipes/shipped/splits.json names.
+A step that fails is recorded and does not stop the others. Run: python -m exitwise.bench [--only demo,caption,answer,speed] [--repeats 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import record, speed, table, tasks
+from .demo import KEEP
+from .measure import Setup, judge_on
+
+HELDOUT = Path(".data/heldout")
+Summary = dict[str, float | None]
+
+
+def demo(out: Path, summary: Summary) -> None:
+    """Both tasks on the embedded sample, in a process of its own so that the peak memory is the demo's."""
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-m", "exitwise", "demo", "--out", str(out)], capture_output=True, text=True, check=True)
+    print(done.stdout)
+    for run in record.latest(out, "demo-"):
+        _figures(summary, f"demo/{run['task']['kind']}", run)
+        summary["demo/peak_gib"] = max(summary.get("demo/peak_gib") or 0.0, run["peak_gib"])
+
+
+def held(kind: str, folder: Path, out: Path, summary: Summary, beams: int = 1) -> None:
+    """One task on held-out data: calibrated on calibration.jsonl, judged on test.jsonl."""
+    setup = Setup(out=out, name=f"heldout-{kind}", keep=KEEP[kind], beams=beams, timed=40, tick=_tell)
+    run = judge_on(tasks.load(kind, folder, "test"), tasks.load(kind, folder, "calibration"), f"held-out {kind}", setup)
+    print(table.render(run))
+    _figures(summary, f"mue/{kind}", run)
+
+
+def timing(out: Path, summary: Summary, repeats: int) -> None:
+    """Realised share and overhead on a model of OFA-Base's shape, random weights."""
+    model = speed.base_model()
+    for rows, depths, key in ((1, [(2, 6, 2)], "run/realised_batch1"), (16, list(speed.MIXED), "run/realised_batch16")):
+        with record.run(out, key.replace("/", "-"), {"shape": "ofa-base, 480 px", "tokens": 16, "depths": depths}, 0) as run:
+            run.update(speed.realised(rows, depths, repeats if rows == 1 else max(3, repeats // 2), model=model))
+            summary[key] = run["realised"]
+    with record.run(out, "run-overhead", {"shape": "ofa-base, 480 px", "tokens": 16}, 0) as run:
+        run.update(speed.overhead(repeats, model=model))
+        summary["run/overhead_never"] = run["overhead"]
+
+
+def _figures(summary: Summary, key: str, run: dict[str, Any]) -> None:
+    rows = {row["key"]: row for row in run["rows"]}
+    ours, kind = rows["mue"], run["task"]["kind"]
+    summary[f"{key}/kept"], summary[f"{key}/etr"] = ours["kept"]["value"], ours["etr"]["streams"]
+    summary[f"{key}/macs_saved"], summary[f"{key}/wallclock_saved"] = ours["macs_saved"], ours["wallclock_saved"]
+    summary[f"{key}/{'cider_full' if kind == 'caption' else 'accuracy_full'}"] = rows["full"]["quality"]["value"]
+    for other in ("static", "random", "joint"):
+        summary[f"{key}/{other}_kept"] = rows[other]["kept"]["value"]
+
+
+def _tell(what: str, last: list[str] = [""]) -> None:  # noqa: B006 - remembers the last line
+    if what != last[0]:
+        last[0] = what
+        print(f"  {what}", file=sys.stderr, flush=True)
+
+
+def steps(out: Path, summary: Summary, repeats: int, beams: int) -> dict[str, Callable[[], None]]:
+    """Name -> step, those whose data are here."""
+    found: dict[str, Callable[[], None]] = {"demo": lambda: demo(out, summary)}
+    for kind in tasks.KINDS:
+        folder = HELDOUT / kind
+        if (folder / "test.jsonl").exists():
+            found[kind] = partial(held, kind, folder, out, summary, beams if kind == "caption" else 1)
+        else:
+            print(f"{folder} is not there: its figures are left out. recipes/shipped/heldout.py writes it.", file=sys.stderr)
+    found["speed"] = lambda: timing(out, summary, repeats)
+    return found
+
+
+def main() -> int:
+    """Runs the steps; 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--only", help="names of steps, with commas: demo, caption, answer, speed")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--beams", type=int, default=1, help="beams of the held-out captions")
+    given = parser.parse_args()
+    file = given.out / "summary.json"
+    summary: Summary = json.loads(file.read_text()) if file.exists() else {}
+    failed = []
+    for name, step in steps(given.out, summary, given.repeats, given.beams).items():
+        if given.only and name not in given.only.split(","):
+            continue
+        print(f"== {name}", file=sys.stderr, flush=True)
+        try:
+            step()
+        except Exception as error:  # the others still run; the record of this one says why
+            failed.append(name)
+            print(f"{name} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        given.out.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(dict(sorted(summary.items())), indent=1) + "\n")
+    print(json.dumps(summary, indent=1))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

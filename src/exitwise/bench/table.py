@@ -1,0 +1,57 @@
+"""The one table of a run, for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def render(run: dict[str, Any], width: int = 80) -> str:
+    """Every way: quality with its interval, share kept, mean depths, ETR, change in MACs, layer calls an item, milliseconds,
+    change in time."""
+    task = run["task"]
+    console = Console(width=width, record=True, file=_Nowhere(), color_system=None)
+    title = f"{task['kind']}: {task['items']} items, {task['folder']}, split {task['split']}"
+    table = Table(title=title, title_justify="left", box=None, header_style="", pad_edge=False, padding=(0, 1, 0, 0))
+    streams = list(run["rows"][0]["depth"])
+    table.add_column("way", no_wrap=True)
+    for name in (
+        f"{task['metric']}\n[95%]",
+        "kept\n%",
+        "/".join(s[0] for s in streams),
+        "ETR\n%",
+        "MACs\n%",
+        "calls",
+        "ms\n[IQR]",
+        "time\n%",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in run["rows"]:
+        held, clock = row["quality"], row["wallclock_ms"]
+        table.add_row(
+            row["label"],
+            f"{held['value']:.1f} {held['low']:.0f}-{held['high']:.0f}",
+            f"{100 * row['kept']['value']:.1f}",
+            "/".join(f"{row['depth'][s]:.1f}" for s in streams),
+            f"{100 * row['etr']['streams']:.0f}",
+            f"{-100 * row['macs_saved']:+.0f}",
+            f"{row['calls']:.0f}",
+            f"{clock['median']:.0f} {clock['q1']:.0f}-{clock['q3']:.0f}",
+            f"{-100 * row['wallclock_saved']:+.0f}",
+        )
+    console.print(table)
+    initials, names = "/".join(s[0] for s in streams), ", ".join(streams)
+    console.print(f"{initials}: mean layers run by {names}. calls: layer calls an item. MACs and time: change, counted and measured.")
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+class _Nowhere:
+    """A file that keeps nothing: the console's record is what we want."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        return None

@@ -1,0 +1,152 @@
+"""A tiny model on tiny folders, judged from end to end: order, figures and files are what they should be."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from exitwise import Engine
+from exitwise.bench import measure, report, table, tasks
+from exitwise.bench.ask import Asker, load_pair, scores
+from exitwise.bench.demo import summary
+from exitwise.bench.ways import Request, choose
+from exitwise.errors import InputError
+from exitwise.models.ofa import OFAConfig, OFAForConditionalGeneration, OFAProcessor, train_tokenizer
+
+WORDS = [
+    "what does the image describe?",
+    "red green blue black picture",
+    "it is red true or false?",
+    "which colour is it?",
+    "yes no true false",
+]
+COLOURS = ("red", "green", "blue", "black", "white", "yellow")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a saved tiny model and the folders of two tasks, six pictures each, of two shapes."""
+    root = tmp_path_factory.mktemp("judged")
+    for kind in tasks.KINDS:
+        (root / kind / "images").mkdir(parents=True)
+        for index, colour in enumerate(COLOURS):
+            Image.new("RGB", (64, 64) if index % 2 else (96, 32), colour).save(root / kind / "images" / f"{colour}.png")
+    captions = [{"image": f"{c}.png", "captions": [f"a {c} picture", f"it is {c}"]} for c in COLOURS]
+    answers = [{"image": f"{c}.png", "sentence": "It is red.", "label": str(c == "red").lower()} for c in COLOURS[:3]]
+    answers += [{"image": f"{c}.png", "question": "which colour is it?", "answer": c, "candidates": list(COLOURS)} for c in COLOURS[3:]]
+    for kind, rows in (("caption", captions), ("answer", answers)):
+        for split in ("calibration", "test"):
+            (root / kind / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer([*WORDS, *COLOURS] * 20, 330)
+    config = OFAConfig(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        encoder_layers=3,
+        decoder_layers=3,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=32,
+        image_bucket_size=4,
+        image_grids=[[2, 2], [1, 3]],
+        stem="efficientnet-lite0",
+        decomposed=True,
+        dropout=0.0,
+    )
+    model = OFAForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in (*model.model.encoder.layers.parameters(), *model.model.decoder.layers.parameters()):
+            parameter.add_(torch.randn(parameter.shape) * 0.2)
+    model.save_pretrained(root / "model")
+    OFAProcessor.for_config(tokenizer, config).save_pretrained(root / "model")
+    asker = Asker(*load_pair(str(root / "model")))
+    said = asker.ask(Engine(asker.model, "never"), asker.prepare(tasks.load("caption", root / "caption", "test").items)).texts
+    for row, text in zip(captions, said, strict=True):  # references that the model hits, so that there is a quality to keep
+        row["captions"].append(text or "nothing")
+    for split in ("calibration", "test"):
+        (root / "caption" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, captions)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def asker(place):
+    return Asker(*load_pair(str(place / "model")))
+
+
+@pytest.mark.parametrize("kind", tasks.KINDS)
+def test_answers_come_in_the_items_order_whatever_the_batches(place, asker, kind):
+    """Items of two shapes and two sets of candidates are grouped; alone and together they get the same answers and depths."""
+    items = asker.prepare(tasks.load(kind, place / kind, "test").items)
+    engine = Engine(asker.model, "static", image=1, text=2, decoder=2)
+    together = asker.ask(Engine(asker.model, "never"), items)
+    alone = [asker.ask(Engine(asker.model, "never"), [one]) for one in items]
+    assert together.texts == [one.texts[0] for one in alone]
+    assert together.tokens == [one.tokens[0] for one in alone]
+    apart = asker.ask(engine, items).trace
+    assert apart.tokens["image"].tolist() == [a.grid[0] * a.grid[1] for a in items]
+    assert apart.depth["text"].shape == (6,)
+
+
+def test_features_given_are_the_pixels_run_through_the_stem(place, asker):
+    items = asker.prepare(tasks.load("answer", place / "answer", "test").items)
+    engine = Engine(asker.model, "never")
+    assert asker.ask(engine, items).texts == asker.ask(engine, items, pixels=True).texts
+
+
+@pytest.mark.parametrize("kind", tasks.KINDS)
+def test_a_run_holds_what_the_table_and_the_page_need(place, kind, tmp_path):
+    run = measure.judge(
+        kind, place / kind, "test", calibration="calibration", model=str(place / "model"), out=tmp_path, keep=0.5, timed=2, gallery=2
+    )
+    assert [row["key"] for row in run["rows"]] == ["full", "mue", "joint", "static", "random"]
+    full, ours, joint, static, _ = run["rows"]
+    assert full["depth"] == {"image": 3.0, "text": 3.0, "decoder": 3.0} and full["etr"]["streams"] == 0
+    assert static["etr"]["streams"] >= ours["etr"]["streams"] - 0.02
+    assert joint["depth"]["image"] == joint["depth"]["text"]
+    assert ours["macs"] < full["macs"] and 0 < ours["macs_saved"] < 1
+    assert sum(ours["exits"]["image"]) == 6
+    written = json.loads((tmp_path / run["file"]).read_text())
+    assert written["status"] == "done" and written["rows"] == json.loads(json.dumps(run["rows"]))
+    assert max(len(line) for line in table.render(written, 80).splitlines()) <= 80
+    assert "MuE" in report.render([written])
+    assert summary(run)["items"] == 6 and summary(run)["kept"] == pytest.approx(ours["kept"]["value"], abs=1e-4)
+
+
+def test_accuracy_is_that_of_the_untouched_model_asked_by_hand(place, asker):
+    """Each item through the plain model; the likeliest first token among the candidates."""
+    task = tasks.load("answer", place / "answer", "test")
+    items = asker.prepare(task.items)
+    said = asker.ask(Engine(asker.model, "never"), items).texts
+    for one, text in zip(items, said, strict=True):
+        with torch.no_grad():
+            logits = asker.model(**asker.inputs([one], pixels=True), use_cache=False).logits[0, -1]
+        ids = {c: asker.processor.tokens([c])[0][0] for c in one.item.candidates}
+        assert text == max(ids, key=lambda c: float(logits[ids[c]]))
+    assert scores("answer", ["true", "no"], task.items[:2]) == [100.0, 0.0]
+
+
+def test_saved_exits_are_judged_as_they_are(place, tmp_path):
+    model, _ = load_pair(str(place / "model"))
+    Engine(model, "mue", image=-1.0, text=-1.0, decoder=-1.0).save(tmp_path / "exits")
+    run = measure.judge(
+        "answer", place / "answer", "test", model=str(place / "model"), exits=tmp_path / "exits", out=tmp_path, timed=2, gallery=1
+    )
+    assert [row["key"] for row in run["rows"]] == ["full", "saved"]
+    assert run["rows"][1]["depth"] == {"image": 1.0, "text": 1.0, "decoder": 1.0}
+
+
+def test_random_exits_have_the_methods_histogram(place, asker):
+    items = asker.prepare(tasks.load("answer", place / "answer", "test").items)
+    ways, _ = choose(asker, "answer", items, Request(keep=0.5, rows=4))
+    weights, chosen = ways[-1].settings, asker.ask(ways[1].engine, items).trace
+    for stream, share in weights.items():
+        assert sum(share) == pytest.approx(1)
+        assert sum(d * s for d, s in enumerate(share, 1)) == pytest.approx(chosen.mean_depth(stream))
+
+
+def test_a_folder_without_a_model_is_named():
+    with pytest.raises(InputError, match="nowhere"):
+        load_pair("nowhere")
