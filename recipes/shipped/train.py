@@ -15,6 +15,7 @@ from accelerate import PartialState
 from data import Captions, Questions, Sentences, splits
 from features import load_stem
 from quick import install
+from sharpen import sharpen
 from streams import Batch, decoder_states
 from torch import Tensor, nn
 from vocabulary import SIZE, encoder, texts
@@ -34,10 +35,11 @@ def build_processor(folder: Path, sizes: Mapping[str, Any]) -> OFAProcessor:
 
 
 def build_model(sizes: Mapping[str, Any], seed: int) -> OFAForConditionalGeneration:
-    """The untrained model with its pretrained stem."""
+    """The untrained model with its pretrained stem, sharpened."""
     torch.manual_seed(seed)
     model = OFAForConditionalGeneration(OFAConfig(**sizes))
     model.model.stem.trunk.load_state_dict(load_stem().state_dict())
+    sharpen(model)
     return model
 
 
@@ -100,6 +102,8 @@ def export(model: nn.Module, processor: OFAProcessor, folder: Path) -> None:
     copy = OFAForConditionalGeneration(model.config).half()
     copy.load_state_dict(model.state_dict())
     copy.eval().save_pretrained(folder)
+    config = folder / "config.json"  # half precision on disk, single precision in use: a CPU is slow and coarse in half
+    config.write_text(config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"'), encoding="utf-8")
     processor.save_pretrained(folder)
 
 
