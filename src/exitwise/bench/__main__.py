@@ -35,8 +35,8 @@ def demo(out: Path, summary: Summary) -> None:
 
 
 def held(kind: str, folder: Path, out: Path, summary: Summary, beams: int = 1) -> None:
-    """One task on held-out data: calibrated on calibration.jsonl, judged on test.jsonl."""
-    setup = Setup(out=out, name=f"heldout-{kind}", keep=KEEP[kind], beams=beams, timed=40, tick=_tell)
+    """One task on held-out data: calibrated on calibration.jsonl, judged on test.jsonl. No gallery: that data may not be published."""
+    setup = Setup(out=out, name=f"heldout-{kind}", keep=KEEP[kind], beams=beams, timed=40, gallery=0, tick=_tell)
     run = judge_on(tasks.load(kind, folder, "test"), tasks.load(kind, folder, "calibration"), f"held-out {kind}", setup)
     print(table.render(run))
     _figures(summary, f"mue/{kind}", run)

@@ -18,7 +18,7 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "exitwise",
     "font.family": "sans-serif",
-    "font.size": 9.5,
+    "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#8a949e",
@@ -40,7 +40,7 @@ def colour_of(stream: str, index: int = 0) -> str:
 
 def quality_against_cost(run: dict[str, Any]) -> str:
     """Each way of running as a point with its 95 % interval; curves, where the run holds a sweep, with the front of the static depths."""
-    with _axes(4.7, 3.2) as (axes, out):
+    with _axes(4.4, 4.3) as (axes, out):
         for name, points in run.get("sweep", {}).items():
             pairs = sorted((100 * (1 - point["etr"]), point["quality"]) for point in points)
             colour = ROW_COLOURS.get(name, "#8a949e")
@@ -64,14 +64,14 @@ def quality_against_cost(run: dict[str, Any]) -> str:
         axes.set_xlabel("cost: layers run, % of full depth (1 - ETR)")
         axes.set_ylabel(run["task"]["metric"])
         axes.set_xlim(left=0)
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=9.5, loc="upper center", bbox_to_anchor=(0.45, -0.17), ncols=2, columnspacing=1.2, handletextpad=0.4)
     return out[0]
 
 
 def exits(row: dict[str, Any]) -> str:
     """Share of rows (for the decoder: of tokens) that left at each depth, one panel a stream."""
     streams = list(row["exits"])
-    with _axes(4.7, 1.15 * len(streams) + 0.55, rows=len(streams), sharex=True) as (panels, out):
+    with _axes(4.4, 1.28 * len(streams) + 0.5, rows=len(streams), sharex=True) as (panels, out):
         for index, (axes, stream) in enumerate(zip(_listed(panels), streams)):
             counts = row["exits"][stream]
             shares = [100 * count / max(1, sum(counts)) for count in counts]
@@ -79,14 +79,14 @@ def exits(row: dict[str, Any]) -> str:
             axes.bar(depths, shares, color=colour_of(stream, index), width=0.72)
             for depth, share in zip(depths, shares):
                 if share >= 0.5:
-                    axes.annotate(f"{share:.0f}", (depth, share), ha="center", va="bottom", fontsize=8)
-            axes.set_ylim(0, 118)
+                    axes.annotate(f"{share:.0f}", (depth, share), ha="center", va="bottom", fontsize=9.5)
+            axes.set_ylim(0, 125)
             axes.set_yticks([0, 50, 100])
             axes.set_xticks(list(depths))
             axes.grid(axis="x", visible=False)
             axes.set_ylabel("%")
             axes.set_title(
-                f"{stream}, mean {row['depth'][stream]:.2f} of {len(counts)}", fontsize=9.5, loc="left", color=colour_of(stream, index)
+                f"{stream}, mean {row['depth'][stream]:.2f} of {len(counts)}", fontsize=11, loc="left", color=colour_of(stream, index)
             )
         _listed(panels)[-1].set_xlabel("left after layer")
     return out[0]
@@ -94,7 +94,7 @@ def exits(row: dict[str, Any]) -> str:
 
 def saturation(run: dict[str, Any]) -> str:
     """Mean similarity of consecutive states by layer and stream; the middle half of the rows shaded, thresholds dotted."""
-    with _axes(4.7, 3.2) as (axes, out):
+    with _axes(4.4, 4.3) as (axes, out):
         deepest = 1
         for index, (stream, curve) in enumerate(run["saturation"].items()):
             layers = range(1, len(curve["mean"]) + 1)
@@ -108,7 +108,7 @@ def saturation(run: dict[str, Any]) -> str:
         axes.set_xlabel("after layer (1: against the embedding)")
         axes.set_ylabel("cosine with the state before")
         axes.set_xticks(range(1, deepest + 1))
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=9.5, loc="upper center", bbox_to_anchor=(0.45, -0.17), ncols=3)
     return out[0]
 
 
