@@ -82,7 +82,10 @@ def test_a_run_repeats_with_its_seed(pair):
     model, inputs = pair
     engine = Engine(model, "random", decoder=(1, 1, 1, 1), seed=3)
     first, second = (engine.generate(**inputs, max_new_tokens=8).depth for _ in range(2))
-    assert torch.equal(first, second)
+    again = Engine(model, "random", decoder=(1, 1, 1, 1), seed=3)
+    assert torch.equal(first, again.generate(**inputs, max_new_tokens=8).depth)
+    assert torch.equal(second, again.generate(**inputs, max_new_tokens=8).depth)
+    assert not torch.equal(first, second), "one item after the other must not draw the same depths"
     assert not torch.equal(first, engine.with_settings(seed=4).generate(**inputs, max_new_tokens=8).depth)
 
 

@@ -37,8 +37,11 @@ def room_of(path):
 def imported(path):
     """Rooms of this package that a file imports at any depth of indentation, except for type checking alone."""
     depth = len(path.relative_to(ROOT).parts) - 1
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
+    tree = ast.parse(path.read_text())
+    only_types = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
+    spared = {id(n) for block in only_types for n in ast.walk(block)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in spared:
             if node.level:
                 up = node.level - 1
                 if up < depth:

@@ -65,6 +65,7 @@ class Engine:
         self.family_name, self.family = ("given", family) if family is not None else families.of(model)
         self._settings = self.method.settings(knobs)
         self.calibration: Calibration | None = None
+        self._turn, self._record = 0, False
         self.plan()  # a knob that does not fit the model is refused now, not in mid-run
 
     def __repr__(self) -> str:
@@ -88,10 +89,21 @@ class Engine:
 
     def with_settings(self, **changes: Any) -> Engine:
         """Another engine on the same model (nothing is copied), with some knobs changed."""
-        other = Engine.__new__(Engine)
-        other.__dict__.update(self.__dict__)
+        other = self._copy()
         other._settings = self.method.settings({**self._settings, **changes})
         other.plan()
+        return other
+
+    def recording(self) -> Engine:
+        """The same engine, noting the similarity after every layer in the trace of each run."""
+        other = self._copy()
+        other._record = True
+        return other
+
+    def _copy(self) -> Engine:
+        other = Engine.__new__(Engine)
+        other.__dict__.update(self.__dict__)
+        other._turn = 0
         return other
 
     def plan(self) -> Plan:
@@ -111,7 +123,9 @@ class Engine:
         config: Any = getattr(self.model, "generation_config", None)
         if steps is None:
             steps = (getattr(config, "max_new_tokens", None) or getattr(config, "max_length", None) or 20) if config is not None else 20
-        plan = replace(self.plan(), steps=steps, record=record)
+        plan = replace(self.plan(), steps=steps, record=record or self._record)
+        plan = replace(plan, seed=plan.seed * 1_000_003 + self._turn)  # draws differ from run to run, and repeat with a new engine
+        self._turn += 1
         if drop_ended and config is not None and config.eos_token_id is not None:
             ids = self.family.ends(self.model) if self.family.ends is not None else config.eos_token_id
             plan = replace(plan, ends=frozenset([ids] if isinstance(ids, int) else ids), pad=config.pad_token_id)
@@ -201,7 +215,7 @@ class Engine:
         def run(changes: dict[str, Any], record: bool) -> Outcome:
             engine = self.with_settings(**changes)
             if record:
-                engine = engine._recording()
+                engine = engine.recording()
             outputs, trace = foretell(engine, rows)
             return Outcome(outputs, trace)
 
@@ -212,13 +226,6 @@ class Engine:
         self._settings = self.method.settings({**self._settings, **found.settings})
         self.calibration = found
         return found
-
-    def _recording(self) -> Engine:
-        """This engine with every session recording."""
-        other = Engine.__new__(Engine)
-        other.__dict__.update(self.__dict__)
-        other.attached = lambda **kwargs: Engine.attached(other, **{**kwargs, "record": True})  # type: ignore[method-assign]
-        return other
 
     # -- keeping ----------------------------------------------------------------------------------------------------------------
 

@@ -171,7 +171,7 @@ def _times(asker: Asker, items: Sequence[Asked], ways: Sequence[Way], tick: Tick
 
 def saturation(asker: Asker, items: Sequence[Asked]) -> dict[str, Any]:
     """Similarity of consecutive states after each layer: mean and quartiles over rows (decoder: over tokens), at full depth."""
-    trace = asker.ask(Engine(asker.model, "mue", decoder_scope="last")._recording(), items).trace
+    trace = asker.ask(Engine(asker.model, "mue", decoder_scope="last").recording(), items).trace
     out = {}
     for stream, sure in trace.sureness.items():
         rows = sure.flatten(0, -2).double()
