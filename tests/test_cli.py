@@ -199,7 +199,8 @@ def test_calibrated_answers_come_from_a_ledger(unified, data, tmp_path):
 
 BAD = {
     "an unknown method": (["methods", "mu"], "'mue'"),
-    "an unknown model": (["inspect", "no/such/model/here"], "no/such/model/here"),
+    "a folder that is not there": (["inspect", "no/such/model/here"], "no/such/model/here"),
+    "a slip of the pen": (["inspect", "shiped"], "'shipped'"),
     "a folder without a model": (["inspect", "{data}"], "config.json"),
     "an image that is not there": (["run", "{unified}", "--image", "gone.png"], "gone.png"),
     "no image": (["run", "{unified}"], "--image"),
@@ -242,6 +243,17 @@ def test_bad_input_is_named_on_stderr(case, unified, data, tmp_path):
     assert not result.stdout
 
 
+def test_a_name_that_the_hub_does_not_give_is_explained(monkeypatch):
+    from transformers import AutoConfig
+
+    def nobody(source, **_):
+        raise OSError(f"cannot find {source}\nsecond line")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", nobody)
+    said = call("inspect", "nobody/nothing", code=2).stderr
+    assert "asking the hub" in said and "nobody/nothing" in said and "second line" not in said
+
+
 def test_a_bad_row_may_be_left_out_and_is_named(unified, data, tmp_path):
     result = call(
         "calibrate", unified, "--task", "caption", "--data", data / "caption", "--split", "holey", "--out", tmp_path, "--skip-bad", code=2
@@ -263,3 +275,16 @@ def test_a_checkpoint_of_another_shape_is_refused(unified, tmp_path):
 @pytest.mark.parametrize("args", [["demo"], ["inspect"], ["bench", "--task", "caption", "--data", "x"]])
 def test_without_the_shipped_model_it_is_said(args):
     assert "shipped model" in call(*args, code=2).stderr
+
+
+def test_bench_judges_saved_exits_names_what_it_left_out_and_report_draws_it(taught, data, tmp_path):
+    mine, folder = taught[0] / "export", data / "caption"
+    parsed("calibrate", mine, "--task", "caption", "--data", folder, "--split", "train", "--out", tmp_path / "exits", "--keep", 0.5)
+    args = ["bench", "--model", mine, "--task", "caption", "--data", folder, "--exits", tmp_path / "exits", "--out", tmp_path / "runs"]
+    record = parsed(*args, "--split", "holey", "--skip-bad", "--strict", code=1)
+    assert [row["key"] for row in record["rows"]] == ["full", "saved"]
+    assert record["task"]["items"] == 2 and "gone.png" in record["task"]["skipped"][0]
+    shown = call(*args, "--split", "train")
+    assert "CIDEr" in shown.stdout and max(map(len, shown.stdout.splitlines()[:-1])) <= 80
+    drawn = parsed("report", tmp_path / "runs", "--out", tmp_path / "page.html")
+    assert drawn["runs"] == ["bench-caption"] and "<html" in (tmp_path / "page.html").read_text()

@@ -83,7 +83,7 @@ def _thresholds(engine: Engine, pair: Unified, task: Task, keep: float, trials: 
     """The engine with its thresholds, and what was found. Progress on stderr."""
     import sys
 
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    from tqdm.auto import tqdm
 
     from ..bench.ask import Asker, scores
     from ..bench.ways import ledger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from ..engine import Engine
 from ..errors import CheckpointError, InputError, KnobError
+from .saying import note
 
 SHIPPED = "shipped"
 AUTO = (
@@ -116,6 +118,7 @@ def _config(source: str) -> Any:
 
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise CheckpointError(f"The folder {source} has no config.json. Give a folder that save_pretrained wrote.")
+    _sensible(source)
     try:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as problem:
@@ -125,6 +128,17 @@ def _config(source: str) -> Any:
             f"No model {source!r} was found: there is no such folder here, and the hub did not give it ({_first_line(problem)}). "
             "Check the spelling; 'shipped' is the model that comes with Exitwise."
         ) from problem
+
+
+def _sensible(source: str) -> None:
+    """Raises CheckpointError for what is neither a folder nor can be a name on the hub; says so when the hub is asked."""
+    if Path(source).exists():
+        return
+    if difflib.get_close_matches(source, [SHIPPED], cutoff=0.75):
+        raise CheckpointError(f"No model is called {source!r}. Did you mean {SHIPPED!r}?")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise CheckpointError(f"The folder {source} does not exist. Give a folder that save_pretrained wrote, or a name on the hub.")
+    note(f"{source} is no folder here; asking the hub for it.")
 
 
 def _class(config: Any) -> Any:

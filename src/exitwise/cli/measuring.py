@@ -78,7 +78,7 @@ def bench(
         where(model)
     else:
         unified(model, "bench")
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    from tqdm.auto import tqdm
 
     from ..bench import table
     from ..bench.measure import judge

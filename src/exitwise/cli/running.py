@@ -120,7 +120,8 @@ def _words(tokens: list[tuple[str, int]], layers: int) -> Any:
 
     line = Text("tokens and depths: ")
     for text, depth in tokens:
-        line.append(text.strip() or "·", style=_colour(depth, layers))
+        seen = "".join(letter if letter.isprintable() else "·" for letter in text.strip())
+        line.append(seen or "·", style=_colour(depth, layers))
         line.append(f" {depth}  ", style="dim")
     return line
 
