@@ -122,7 +122,7 @@ def _words(tokens: list[tuple[str, int]], layers: int) -> Any:
     for text, depth in tokens:
         seen = "".join(letter if letter.isprintable() else "·" for letter in text.strip())
         line.append(seen or "·", style=_colour(depth, layers))
-        line.append(f" {depth}  ", style="dim")
+        line.append(f"\u00a0{depth}  ", style="dim")  # a word and its depth stay on one line
     return line
 
 
