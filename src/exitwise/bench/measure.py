@@ -74,7 +74,7 @@ def judge_on(task: tasks.Task, held: tasks.Task, data: str, setup: Setup) -> dic
     with record.run(setup.out, setup.name or f"bench-{kind}", config, setup.seed) as run:
         items = asker.prepare(task.items, lambda: setup.tick("images"))
         if setup.exits is not None:
-            ways, found = _saved(asker, setup.exits), {}
+            ways, found = _saved(asker, setup.exits), dict[str, Any]()
         else:
             chosen = asker.prepare(held.items, lambda: setup.tick("images"))
             ways, found = choose(asker, kind, chosen, Request(keep=setup.keep, slack=setup.slack, seed=setup.seed), setup.tick)

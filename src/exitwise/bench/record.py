@@ -111,7 +111,7 @@ def read(file: str | Path) -> dict[str, Any]:
 def latest(folder: str | Path, prefix: str = "") -> list[dict[str, Any]]:
     """The newest finished run of each name that begins with `prefix`, by name."""
     newest: dict[str, dict[str, Any]] = {}
-    for file in sorted(Path(folder).glob("*.json")):
+    for file in sorted(Path(folder).glob("*.json"), key=lambda file: file.stem):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +13,7 @@ def render(run: dict[str, Any], width: int = 80) -> str:
     """Every way: quality with its interval, share kept, mean depths, ETR, change in MACs, layer calls an item, milliseconds,
     change in time."""
     task = run["task"]
-    console = Console(width=width, record=True, file=_Nowhere(), color_system=None)
+    console = Console(width=width, record=True, file=io.StringIO(), color_system=None)
     title = f"{task['kind']}: {task['items']} items, {task['folder']}, split {task['split']}"
     table = Table(title=title, title_justify="left", box=None, header_style="", pad_edge=False, padding=(0, 1, 0, 0))
     streams = list(run["rows"][0]["depth"])
@@ -45,13 +46,3 @@ def render(run: dict[str, Any], width: int = 80) -> str:
     initials, names = "/".join(s[0] for s in streams), ", ".join(streams)
     console.print(f"{initials}: mean layers run by {names}. calls: layer calls an item. MACs and time: change, counted and measured.")
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
-
-
-class _Nowhere:
-    """A file that keeps nothing: the console's record is what we want."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        return None

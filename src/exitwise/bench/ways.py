@@ -51,7 +51,7 @@ def choose(
     full = Way("full", "full depth", Engine(asker.model, "never"))
     pick = _answers if kind == "answer" else _captions
     ways, found = pick(asker, items, request, tick)
-    weights = histogram(asker.ask(ways[0].engine, items, request.rows).trace)
+    weights: dict[str, Any] = dict(histogram(asker.ask(ways[0].engine, items, request.rows).trace))
     drawn = Engine(asker.model, "random", seed=request.seed, **weights)
     ways.append(Way("random", "random exits", drawn, weights))
     return [full, *ways], found
@@ -93,7 +93,7 @@ def _answers(asker: Asker, items: Sequence[Asked], request: Request, tick: Tick)
     found = cheapest(book, request.keep, slack=request.slack)
     joint = base.with_settings(decompose=False)
     tied = cheapest(ledger(asker, joint, items, request.rows, tick), request.keep, slack=request.slack)
-    depths, _, _ = best_static(book, found.etr)
+    depths: dict[str, Any] = dict(best_static(book, found.etr)[0])
     ways = [
         Way("mue", "MuE", base.with_settings(**found.settings), found.settings),
         Way("joint", "MuE, joint exit", joint.with_settings(**_tied(tied.settings)), tied.settings),
@@ -137,7 +137,7 @@ def _captions(asker: Asker, items: Sequence[Asked], request: Request, tick: Tick
     joint = Engine(asker.model, "mue", decompose=False)
     tied = joint.calibrate(items, keep=keep, quality=judge, predict=predict, trials=request.trials // 2)
     joint = joint.with_settings(**_tied(tied.settings))
-    static = _static_captions(asker, items, found.etr, request, judge, predict)
+    static: dict[str, Any] = dict(_static_captions(asker, items, found.etr, request, judge, predict))
     ways = [
         Way("mue", "MuE", base, found.settings),
         Way("joint", "MuE, joint exit", joint, tied.settings),
@@ -166,7 +166,8 @@ def _static_captions(
     combos.sort(key=lambda c: -c[0])
     best: tuple[float, dict[str, int]] = (-1.0, {"image": 1, "text": 1, "decoder": 1})
     for _, depths in combos[: request.statics]:
-        texts, _ = predict(Engine(asker.model, "static", **depths), items)
+        knobs: dict[str, Any] = dict(depths)
+        texts, _ = predict(Engine(asker.model, "static", **knobs), items)
         value = judge(texts, items)
         if value > best[0]:
             best = value, depths
