@@ -17,7 +17,7 @@ from accelerate.utils import broadcast, set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
+from tqdm.auto import tqdm
 
 from exitwise.errors import CheckpointError, KnobError
 
@@ -140,7 +140,7 @@ def _average_gradients(accelerator: Accelerator, model: nn.Module) -> None:
         flat = torch.cat([grad.flatten() for grad in grads])
         torch.distributed.all_reduce(flat)
         flat /= accelerator.num_processes
-        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):  # type: ignore[no-untyped-call]
             grad.copy_(part.view_as(grad))
 
 
