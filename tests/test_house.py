@@ -13,7 +13,7 @@ from exitwise import families, methods
 ROOT = Path(exitwise.__file__).parent
 FLOORS = [
     {"errors"},
-    {"trace", "stack", "criteria"},
+    {"register", "trace", "stack", "criteria"},
     {"models", "train", "cost"},
     {"run"},
     {"calibrate", "method", "families"},

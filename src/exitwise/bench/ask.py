@@ -4,7 +4,6 @@ the trace."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +104,7 @@ class Asker:
         if first is None:
             prompt = given.pop("decoder_input_ids")
             given.pop("decoder_attention_mask", None)
-            if len({len(row) for row in prompt}) and len(part) > 1:
+            if len(part) > 1:  # prompts of unlike lengths are padded on the left, and candidates follow on the right: one by one
                 return _joined([self._answer(engine, [one], pixels) for one in part])
             out = engine.choose(list(trie.paths.values()), prompt, **given)
             names, best, trace = list(trie.paths), out.best, out.trace
@@ -149,18 +148,6 @@ def scores(kind: str, texts: Sequence[str], items: Sequence[Item]) -> list[float
 def quality(kind: str, texts: Sequence[str], items: Sequence[Item], seed: int = 0) -> Interval:
     """The mean over items with its 95 % bootstrap interval."""
     return bootstrap(scores(kind, texts, items), seed=seed)
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Torch on so many threads inside the block; None leaves it."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def load_pair(model: str | None) -> tuple[nn.Module, Any]:

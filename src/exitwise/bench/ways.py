@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..calibrate.ledger import Ledger, best_static, cheapest, record
-from ..cost import etr
 from ..engine import Engine
 from ..trace import Trace
 from .ask import Asked, Asker, scores
@@ -172,8 +171,3 @@ def _static_captions(
         if value > best[0]:
             best = value, depths
     return best[1]
-
-
-def mean_etr(trace: Trace) -> float:
-    """ETR with the mean of the encoder's streams."""
-    return etr(trace)

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from importlib.metadata import entry_points
-
 from torch import nn
 
-from ..errors import unknown
+from .. import register
 from ..stack import Family, discover
-
-GROUP = "exitwise.families"
 
 
 def names() -> list[str]:
-    """The files of this folder and the entry points of other packages, sorted."""
-    here = [m.name for m in pkgutil.iter_modules(__path__)]
-    return sorted({*here, *(e.name for e in entry_points(group=GROUP))})
+    """The files of this folder and other packages' entry points `exitwise.families`, sorted."""
+    return register.names(__name__, __path__)
 
 
 def load(name: str) -> Family:
-    """The family in `name`.py (or in another package's entry point). Raises UnknownName with the near miss."""
-    if name in {m.name for m in pkgutil.iter_modules(__path__)}:
-        family = importlib.import_module(f"{__name__}.{name}").FAMILY
-    else:
-        found = {e.name: e for e in entry_points(group=GROUP)}
-        if name not in found:
-            raise unknown("family", name, names())
-        family = found[name].load()
+    """The family in `name`.py, or of another package. Raises UnknownName with the near miss."""
+    family = register.load(__name__, __path__, name, "FAMILY", "family")
     assert isinstance(family, Family)
     return family
 

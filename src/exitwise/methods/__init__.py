@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from importlib.metadata import entry_points
-
-from ..errors import unknown
+from .. import register
 from ..method import Method
-
-GROUP = "exitwise.methods"
 
 
 def names() -> list[str]:
-    """The files of this folder and the entry points of other packages, sorted."""
-    here = [m.name for m in pkgutil.iter_modules(__path__)]
-    return sorted({*here, *(e.name for e in entry_points(group=GROUP))})
+    """The files of this folder and other packages' entry points `exitwise.methods`, sorted."""
+    return register.names(__name__, __path__)
 
 
 def load(name: str) -> Method:
-    """The method in `name`.py (or in another package's entry point). Raises UnknownName with the near miss."""
-    if name in {m.name for m in pkgutil.iter_modules(__path__)}:
-        method = importlib.import_module(f"{__name__}.{name}").METHOD
-    else:
-        found = {e.name: e for e in entry_points(group=GROUP)}
-        if name not in found:
-            raise unknown("method", name, names())
-        method = found[name].load()
+    """The method in `name`.py, or of another package. Raises UnknownName with the near miss."""
+    method = register.load(__name__, __path__, name, "METHOD", "method")
     assert isinstance(method, Method)
     return method
