@@ -77,3 +77,14 @@ def test_what_cannot_be_calibrated_is_refused(recorded):
         cheapest(ledger, 0)
     with pytest.raises(CalibrationError, match="no calibration rows"):
         record(Engine(model), [])
+
+
+def test_a_least_depth_holds_in_replay_as_it_does_live(recorded):
+    """The threshold alone would let rows leave at layer 1 or 2: without the minimum the depths differ."""
+    model, inputs, _, ledger = recorded
+    chosen = {s: float(v[:, :-1].flatten().quantile(0.3)) for s, v in ledger.encoder.items()}
+    live = Engine(model, "mue", decoder_scope="last", minimum=3, **chosen).run(**inputs).trace.depth
+    replayed = ledger.depths(chosen, minimum=3)
+    for stream in ("image", "text"):
+        assert torch.equal(replayed[stream], live[stream])
+        assert not torch.equal(replayed[stream], ledger.depths(chosen)[stream])
