@@ -22,7 +22,7 @@ Encode = Callable[[str], list[int]]
 BOS, PAD, EOS = 0, 1, 2
 CAPTION_PROMPT = "what does the image describe?"
 TRUTH_PROMPT = " true or false?"
-LONGEST = 20  # tokens of a made sentence; longer ones are drawn again
+LONGEST = 16  # tokens of a made sentence; longer ones are drawn again, and a human one (22 %) is replaced by a made one
 LONGEST_CAPTION = 18  # tokens learnt of a caption; of longer ones (8 %) the rest is cut and no end is asked
 HERE = Path(__file__).parent
 
@@ -115,18 +115,19 @@ def answer_batch(maps: list[np.ndarray], pairs: list[tuple[list[int], int]]) -> 
 
 @dataclass
 class Sentences:
-    """NLVR pictures in three colourings, with their human sentence and any number of made ones."""
+    """NLVR pictures in three colourings, with their human sentence and made ones; the held ones as they are, for validation."""
 
     encode: Encode
-    made: bool = True
+    held: bool = False
     copies: int = 2
 
     def __post_init__(self) -> None:
         held = {str(name).split("-")[0] for name in splits()["nlvr"]["calibration_examples"]}
-        rows = read_rows(DATA / "nlvr" / "dev.jsonl")
-        self.rows = [row for row in rows if (str(row["example"]).split("-")[0] in held) != self.made]
-        self.sets = [FeatureSet("nlvr-dev"), *(FeatureSet(f"nlvr-dev-swap{copy}") for copy in range(self.copies if self.made else 0))]
-        self.scenes = self._scenes() if self.made else {}
+        rows = [row for row in read_rows(DATA / "nlvr" / "dev.jsonl") if row["permutation"] == 0 or not self.held]
+        self.rows = [row for row in rows if (str(row["example"]).split("-")[0] in held) == self.held]
+        self.copies = 0 if self.held else self.copies
+        self.sets = [FeatureSet("nlvr-dev"), *(FeatureSet(f"nlvr-dev-swap{copy}") for copy in range(self.copies))]
+        self.scenes = self._scenes()
         self.known: dict[str, list[int]] = {}
 
     def _scenes(self) -> dict[str, Scene]:
@@ -153,7 +154,7 @@ class Sentences:
             if len(ids) <= LONGEST:
                 return ids, self.ids(answer)[0]
 
-    def batch(self, draw: Random, images: int, each: int = 8, questions: int = 2) -> Batch:
+    def batch(self, draw: Random, images: int, each: int = 8, questions: int = 3) -> Batch:
         """Random pictures, each with its human sentence, `questions` open questions and made sentences."""
         maps, pairs = [], []
         for row in draw.sample(self.rows, images):
@@ -161,14 +162,14 @@ class Sentences:
             swap = swaps_of(name)[copy - 1] if copy else None
             maps.append(self.sets[copy][name])
             scene = swapped(self.scenes[name], swap) if swap else self.scenes[name]
-            pairs.append(self.human(row, swap))
-            pairs += [self.artificial(draw, scene, ask=index < questions) for index in range(each - 1)]
+            human = self.human(row, swap)
+            mine = [human] if len(human[0]) <= LONGEST else []
+            pairs += mine + [self.artificial(draw, scene, ask=index < questions) for index in range(each - len(mine))]
         return answer_batch(maps, pairs)
 
     def human_batches(self, size: int = 64) -> list[Batch]:
-        """The human sentences in order, for validation; one permutation of each example."""
-        rows = [row for row in self.rows if row["permutation"] == 0]
-        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        """The human sentences in order, for validation."""
+        chunks = [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
         source = self.sets[0]
         return [answer_batch([source[str(row["image"])] for row in chunk], [self.human(row, None) for row in chunk]) for chunk in chunks]
 

@@ -105,3 +105,13 @@ def test_a_paired_difference_is_narrower_than_its_parts() -> None:
 def test_what_cannot_be_judged_is_said(call: object) -> None:
     with pytest.raises(InputError):
         call()  # type: ignore[operator]
+
+
+def test_one_text_scored_alone_is_one_item_of_the_whole() -> None:
+    candidates = ["a red dog runs", "two men sit on a bench", "a cat"]
+    references = [["a red dog runs here", "the dog is red"], ["two men sit down", "men on a bench"], ["a cat sleeps", "one cat"]]
+    scorer = metrics.CiderScorer(references)
+    assert [scorer.score(text, place) for place, text in enumerate(candidates)] == list(metrics.cider(candidates, references).items)
+    assert scorer.score("two men sit down", 1) > scorer.score(
+        "two men sit down", 0
+    )  # the frequencies are the collection's, the place counts

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from exitwise.errors import KnobError
-from exitwise.train import layer_weights, layerwise, sampled_weights
+from exitwise.train import layer_weights, layerwise, leave_one_out, sampled_weights, self_critical
 
 
 @pytest.fixture
@@ -112,3 +112,35 @@ def test_wrong_options_are_named(states: list[torch.Tensor], wrong: object) -> N
 def test_weights_sum_to_the_number_of_layers() -> None:
     for kind in ("uniform", "linear", "avg+last"):
         assert sum(layer_weights(6, kind)) == pytest.approx(6)  # type: ignore[arg-type]
+
+
+def test_an_advantage_is_what_a_sample_is_worth_beyond_the_others() -> None:
+    assert leave_one_out(torch.tensor([[3.0, 1.0], [5.0, 5.0]])).tolist() == [[2.0, -2.0], [0.0, 0.0]]
+    with pytest.raises(KnobError, match="two samples"):
+        leave_one_out(torch.ones(4, 1))
+
+
+def test_self_critical_by_hand() -> None:
+    # One layer says (ln 3, 0): the sampled class 0 has 3/4. Worth 2 in row 1; in row 2 worth -1 and class 1, which has 1/4.
+    hidden = torch.tensor([[[math.log(3.0), 0.0]], [[math.log(3.0), 0.0]]])
+    loss = self_critical([hidden], identity, torch.tensor([[0], [1]]), torch.tensor([2.0, -1.0]))
+    assert float(loss) == pytest.approx((2 * math.log(4 / 3) - math.log(4)) / 2)
+
+
+def test_self_critical_drives_every_layer_towards_what_was_worth_more(states: list[torch.Tensor]) -> None:
+    sampled = torch.tensor([[1, 4, -100], [2, 0, 3]])
+    self_critical(states, identity, sampled, torch.tensor([1.0, -1.0])).backward()
+    for state in states:
+        assert state.grad is not None
+        assert float(state.grad[0, 0, 1]) < 0  # a step down the gradient makes the good text likelier
+        assert float(state.grad[1, 0, 2]) > 0  # and the bad one less likely
+        assert float(state.grad[0, 2].abs().sum()) == 0  # behind the end nothing is learnt
+
+
+def test_self_critical_counts_layers_by_their_weights(states: list[torch.Tensor]) -> None:
+    sampled, worth = torch.tensor([[1, 4, -100], [2, 0, 3]]), torch.tensor([0.5, 2.0])
+    each = [self_critical([state], identity, sampled, worth).item() for state in states]
+    both = self_critical(states, identity, sampled, worth, weights=[1.0, 0.0, 3.0], reduction="mean")
+    assert both.item() == pytest.approx((each[0] + 3 * each[2]) / 4, rel=1e-5)  # float32 sums in another order
+    with pytest.raises(KnobError, match="One per row|one per row"):
+        self_critical(states, identity, sampled, torch.ones(3))

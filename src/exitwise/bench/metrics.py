@@ -49,17 +49,36 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]], sigma:
     scores 0. Both kinds as in the public `pycocoevalcap` (CIDEr-D) and the paper (CIDEr), multiplied by 100 at the end.
     """
     _paired(candidates, references)
-    known = [[grams(words(text)) for text in texts] for texts in references]
-    frequency: Counter[tuple[str, ...]] = Counter()
-    for counted in known:
-        frequency.update(set().union(*counted))
-    log_items = math.log(len(known))
-    items = []
-    for candidate, counted in zip(candidates, known, strict=True):
-        mine = _weighted(grams(words(candidate)), frequency, log_items)
-        scores = [_similarity(mine, _weighted(other, frequency, log_items), sigma, clipped) for other in counted]
-        items.append(1000.0 * sum(scores) / len(scores))
-    return Cider(sum(items) / len(items), tuple(items))
+    scorer = CiderScorer(references, sigma, clipped)
+    items = tuple(scorer.score(candidate, place) for place, candidate in enumerate(candidates))
+    return Cider(sum(items) / len(items), items)
+
+
+class CiderScorer:
+    """CIDEr of one text at a time, with document frequencies from these references: a metric, or the reward of a training.
+
+    references: the texts of every item. `score` is on the scale of `cider`, and equals its figure where all items are the same.
+    """
+
+    def __init__(self, references: Sequence[Sequence[str]], sigma: float = 6.0, clipped: bool = True) -> None:
+        self.sigma, self.clipped = sigma, clipped
+        known = [[grams(words(text)) for text in texts] for texts in references]
+        self._frequency: Counter[tuple[str, ...]] = Counter()
+        for counted in known:
+            self._frequency.update(set().union(*counted))
+        self._log_items = math.log(len(known))
+        self._known: list[list[Grams]] = known
+        self._references: dict[int, list[_Weighted]] = {}
+
+    def score(self, candidate: str, place: int) -> float:
+        """How well the candidate fits the references of item number `place`."""
+        if place not in self._references:
+            self._references[place] = [self._weigh(counted) for counted in self._known[place]]
+        mine, others = self._weigh(grams(words(candidate))), self._references[place]
+        return 1000.0 * sum(_similarity(mine, other, self.sigma, self.clipped) for other in others) / len(others)
+
+    def _weigh(self, counted: Grams) -> _Weighted:
+        return _weighted(counted, self._frequency, self._log_items)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""MuE's layer-wise task loss: every decoder layer is read out by the shared head and answers for itself."""
+"""MuE's layer-wise losses: every decoder layer is read out by the shared head and answers for itself, to a label or to a reward."""
 
 from __future__ import annotations
 
@@ -43,11 +43,7 @@ def layerwise(
     allowed: (vocabulary,) or (rows, tokens, vocabulary), False forbids a token (the trie of an answer task). "mean" divides by the
     sum of the weights. No label at all gives 0.
     """
-    if reduction not in ("sum", "mean"):
-        raise KnobError(f"reduction {reduction!r} is unknown. Allowed: sum, mean.")
-    shares = layer_weights(len(hidden_states), weights) if isinstance(weights, str) else list(weights)
-    if len(shares) != len(hidden_states):
-        raise KnobError(f"{len(shares)} weights were given for {len(hidden_states)} layers. Give one per layer.")
+    shares = _shares(hidden_states, weights, reduction)
     asked = labels != IGNORED
     targets = labels[asked]
     if allowed is not None and allowed.dim() == 3:
@@ -59,6 +55,60 @@ def layerwise(
         if share:
             total = total + share * _cross_entropy(readout(hidden[asked]), targets, smoothing, allowed)
     return total / sum(shares) if reduction == "mean" else total
+
+
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """What each sample is worth beyond the mean of the others of its group, same shape (groups, samples), at least two samples.
+
+    Self-critical training with the other samples as baseline: Rennie et al. 2017 (arXiv:1612.00563), Luo 2020 (arXiv:2003.09971).
+
+    >>> leave_one_out(torch.tensor([[1.0, 2.0, 6.0]]))
+    tensor([[-3.0000, -1.5000,  4.5000]])
+    """
+    if rewards.dim() != 2 or rewards.shape[1] < 2:
+        raise KnobError(f"rewards have the shape {tuple(rewards.shape)}. Give (groups, samples) with two samples or more.")
+    count = rewards.shape[1]
+    return rewards - (rewards.sum(1, keepdim=True) - rewards) / (count - 1)
+
+
+def self_critical(
+    hidden_states: Sequence[Tensor],
+    readout: Callable[[Tensor], Tensor],
+    sampled: Tensor,
+    advantage: Tensor,
+    *,
+    reduction: Literal["sum", "mean"] = "sum",
+    weights: Weights | Sequence[float] = "uniform",
+) -> Tensor:
+    """L = -sum over layers of w_i * mean over tokens of advantage * log p_i(token), a scalar: the policy gradient for every exit.
+
+    hidden_states: as in `layerwise`, for the decoder fed with the sampled texts. sampled: (rows, tokens) ids with their end token, -100
+    behind it. advantage: (rows,), no gradient flows through it; see `leave_one_out`. Every layer is driven towards what the last layer
+    said well. "mean" divides by the sum of the weights. Raises KnobError for one advantage too many or too few.
+    """
+    if advantage.shape != sampled.shape[:1]:
+        raise KnobError(f"{tuple(advantage.shape)} advantages were given for {sampled.shape[0]} sampled rows. Give one per row.")
+    shares = _shares(hidden_states, weights, reduction)
+    asked = sampled != IGNORED
+    targets, worth = sampled[asked], advantage.detach()[:, None].expand_as(sampled)[asked]
+    total = hidden_states[0].new_zeros(())
+    if targets.numel() == 0:
+        return total
+    for hidden, share in zip(hidden_states, shares, strict=True):
+        if share:
+            nll = F.cross_entropy(readout(hidden[asked]).float(), targets, reduction="none")
+            total = total + share * (worth * nll).mean()
+    return total / sum(shares) if reduction == "mean" else total
+
+
+def _shares(hidden_states: Sequence[Tensor], weights: Weights | Sequence[float], reduction: str) -> list[float]:
+    """One weight per layer, checked."""
+    if reduction not in ("sum", "mean"):
+        raise KnobError(f"reduction {reduction!r} is unknown. Allowed: sum, mean.")
+    shares = layer_weights(len(hidden_states), weights) if isinstance(weights, str) else list(weights)
+    if len(shares) != len(hidden_states):
+        raise KnobError(f"{len(shares)} weights were given for {len(hidden_states)} layers. Give one per layer.")
+    return shares
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float, allowed: Tensor | None) -> Tensor:

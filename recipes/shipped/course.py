@@ -1,0 +1,81 @@
+"""The batches of every step of the training, their loss, and how the model is judged on the way."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from random import Random
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from data import Captions, Questions, Sentences, splits
+from streams import Batch, decoder_states
+from torch import Tensor, nn
+
+from exitwise.models.ofa import OFAForConditionalGeneration
+from exitwise.train import layer_weights, layerwise, sampled_weights
+
+
+class Course:
+    """Which batch comes at which step, and how it is judged."""
+
+    def __init__(self, encode: Any, plan: Mapping[str, Any], seed: int) -> None:
+        self.plan, self.seed = plan, seed
+        self.captions, self.sentences, self.questions = Captions(encode), Sentences(encode), Questions(encode)
+        self.heldout = Captions(encode, "dev", [str(name) for name in splits()["flickr8k"]["validation"]])
+        self.held_sentences = Sentences(encode, held=True)
+        self.cycle: list[str] = list(plan["cycle"])
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step; the same for the same step."""
+        state = PartialState()
+        draw = Random(f"{self.seed}-{step}-{state.process_index}")
+        kind = self.cycle[step % len(self.cycle)]
+        images = int(self.plan["images" if kind == "caption" else "pictures"]) // state.num_processes
+        if kind == "caption":
+            return self.captions.batch(draw, images)
+        if kind == "questions":
+            return self.questions.batch(draw, images, int(self.plan["sentences"]))
+        return self.sentences.batch(draw, images, int(self.plan["sentences"]))
+
+    def objective(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """The layer-wise loss; captions read out the last layer and two others, drawn anew, weighted to the same expectation."""
+        assert isinstance(model, OFAForConditionalGeneration)
+        caption = batch.kind == "caption"
+        states = decoder_states(model, batch)
+        layers, others = len(states), int(self.plan["caption_layers"]) - 1
+        generator = torch.Generator().manual_seed(random.Random(int(batch.decoder_input.sum())).getrandbits(40))
+        weights = layer_weights(layers, self.plan["weights"])
+        if caption and others < layers - 1:
+            weights = [drawn * own for drawn, own in zip(sampled_weights(layers, others, generator), weights, strict=True)]
+        smoothing = 0.1 if caption else 0.0
+        loss = layerwise(states, model.readout, batch.labels, smoothing=smoothing, weights=weights, reduction="mean")
+        return {"loss": loss, ("caption" if caption else "answer"): loss}
+
+    def validate(self, model: nn.Module) -> Mapping[str, float]:
+        """Cross-entropy of held captions, and accuracy on held pictures with human and with made sentences, at full depth."""
+        assert isinstance(model, OFAForConditionalGeneration)
+        names = self.heldout.names
+        losses = []
+        for start in range(0, len(names), 50):
+            part = names[start : start + 50]
+            batch = self.heldout.of(part, self.heldout.sets * len(part), [self.heldout.ids[name][:2] for name in part])
+            losses.append(float(layerwise(decoder_states(model, batch)[-1:], model.readout, batch.labels)))
+        draw = Random(0)
+        made = [self.held_sentences.batch(draw, 32) for _ in range(4)]
+        caption = sum(losses) / len(losses)
+        human = accuracy(model, self.held_sentences.human_batches())
+        return {"loss": caption, "nlvr": human, "made": accuracy(model, made)}
+
+
+def accuracy(model: OFAForConditionalGeneration, batches: Iterable[Batch]) -> float:
+    """Share of right answers at full depth, among all tokens, in 0..1."""
+    right = total = 0
+    for batch in batches:
+        asked = batch.labels.ne(-100).float().argmax(-1)  # the place of the answer
+        rows = torch.arange(len(asked))
+        said = model.readout(decoder_states(model, batch)[-1][rows, asked]).argmax(-1)
+        right += int((said == batch.labels[rows, asked]).sum())
+        total += len(asked)
+    return right / total

@@ -1,0 +1,111 @@
+"""Captions learnt from their reward: sampled texts are judged by CIDEr-D, and every exit learns from the judgement (stage two)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from course import Course
+from data import BOS, EOS, PAD, Captions, padded, stack
+from features import DATA, read_rows
+from streams import Batch, decoder_states
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from exitwise.bench.metrics import CiderScorer
+from exitwise.models.ofa import OFAForConditionalGeneration
+from exitwise.train import leave_one_out, self_critical
+
+END = " endofcaption"  # judged as a word, or texts that stop in mid-phrase would cost nothing
+LONGEST = 18
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos without texts: the model writes them itself."""
+
+    names: list[str]
+    features: Tensor
+    kind: str = "reward"
+
+
+class Judge:
+    """CIDEr-D of texts for the photos of one split, with the document frequencies of that split."""
+
+    def __init__(self, split: str, names: list[str]) -> None:
+        rows = {str(row["image"]): row["captions"] for row in read_rows(DATA / "flickr8k" / f"{split}.jsonl")}
+        self.place = {name: index for index, name in enumerate(names)}
+        self.scorer = CiderScorer([[f"{text}{END}" for text in rows[name]] for name in names])  # type: ignore[attr-defined]
+
+    def __call__(self, name: str, text: str) -> float:
+        return self.scorer.score(f"{text}{END}", self.place[name])
+
+
+class Rewarded(Course):
+    """The course with batches of the kind "reward" in its cycle; validated by CIDEr-D of greedy captions."""
+
+    def __init__(self, encode: Any, plan: Mapping[str, Any], seed: int, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(encode, plan, seed)
+        self.tokenizer, self.samples = tokenizer, int(plan["samples"])
+        self.judge, self.held_judge = Judge("train", self.captions.names), Judge("dev", self.heldout.names)
+
+    def batch(self, step: int) -> Batch | Photos:  # type: ignore[override]
+        """The batch of a step; the same for the same step."""
+        if self.cycle[step % len(self.cycle)] != "reward":
+            return super().batch(step)
+        state = PartialState()
+        draw = Random(f"{self.seed}-{step}-{state.process_index}")
+        names = draw.sample(self.captions.names, int(self.plan["photos"]) // state.num_processes)
+        return Photos(names, stack([draw.choice(self.captions.sets)[name] for name in names]))
+
+    def objective(self, model: nn.Module, batch: Batch | Photos) -> Mapping[str, Tensor]:  # type: ignore[override]
+        """The layer-wise self-critical loss of sampled captions; other batches as ever."""
+        if isinstance(batch, Batch):
+            return super().objective(model, batch)
+        assert isinstance(model, OFAForConditionalGeneration)
+        ids = write(model, self.captions, batch.features, do_sample=True, num_return_sequences=self.samples, top_k=0)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        worth = torch.tensor([self.judge(batch.names[row // self.samples], text) for row, text in enumerate(texts)])
+        rows = [until_end(row) for row in ids.tolist()]
+        said = Batch("caption", batch.features, self.captions.prompt, padded([[BOS, *row[:-1]] for row in rows], PAD), padded(rows, -100))
+        model.train()
+        advantage = leave_one_out(worth.view(-1, self.samples)).flatten() / 100
+        loss = self_critical(
+            decoder_states(model, said), model.readout, said.labels, advantage, weights=self.plan["weights"], reduction="mean"
+        )
+        return {"loss": loss, "reward": worth.mean()}
+
+    def validate(self, model: nn.Module) -> Mapping[str, float]:
+        """CIDEr-D of greedy captions beside the rest; the loss is its negative, so that the best is kept."""
+        assert isinstance(model, OFAForConditionalGeneration)
+        names = self.heldout.names
+        points = []
+        for start in range(0, len(names), 50):
+            part = names[start : start + 50]
+            ids = write(model, self.captions, stack([self.heldout.sets[0][name] for name in part]), do_sample=False)
+            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            points += [self.held_judge(name, text) for name, text in zip(part, texts, strict=True)]
+        cider = sum(points) / len(points)
+        figures = super().validate(model)
+        return {**figures, "cross_entropy": figures["loss"], "cider": cider, "loss": -cider}
+
+
+@torch.no_grad()
+def write(model: OFAForConditionalGeneration, captions: Captions, features: Tensor, **how: Any) -> Tensor:
+    """Captions of these photos as ids without the start token, (photos * samples, length); the model is left in eval mode."""
+    model.eval()
+    source = captions.prompt.expand(len(features), -1)
+    out = model.generate(
+        input_ids=source, image_features=features, max_new_tokens=LONGEST, eos_token_id=EOS, pad_token_id=PAD, num_beams=1, **how
+    )
+    ids: Tensor = out[:, 1:]
+    return ids
+
+
+def until_end(row: list[int]) -> list[int]:
+    """The ids up to and with the end token; all of them where there is none."""
+    return row[: row.index(EOS) + 1] if EOS in row else row
