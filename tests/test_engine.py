@@ -9,6 +9,7 @@ from transformers import BartForConditionalGeneration
 
 import exitwise
 from exitwise import Engine
+from exitwise.calibrate.budget import Bar
 from exitwise.errors import CacheError, CheckpointError, DepthError, FingerprintError, KnobError, UnknownName
 from exitwise.families import bart, ofa
 from exitwise.run.cache import lengths
@@ -210,6 +211,26 @@ def test_calibration_keeps_what_was_asked_and_takes_it(pair):
     assert found.etr == max(t["etr"] for t in found.tried if t["quality"] >= 0.5)
     assert {k: engine.settings_dict()[k] for k in found.settings} == found.settings
     json.dumps(found.to_dict())
+
+
+def test_the_bar_by_hand():
+    """Full depth is right in 4 of 4 rows, the setting in 3 of 4; keep 0.5. The differences are .5 .5 .5 -.5: mean .25, sd .5, error .25."""
+    full, marks = torch.ones(4), torch.tensor([1.0, 1.0, 1.0, 0.0])
+    z = 0.8416212335729143  # the 80 % point of the normal distribution
+    assert Bar(full, 0.5, 0.8).margin(marks) == pytest.approx(z * 0.25)
+    assert Bar(full, 0.5, 0.8).held(marks) and not Bar(full, 0.5, 0.9).held(marks)  # z(0.9) is 1.28: 0.32 > 0.25
+    assert Bar(full, 0.75).held(marks) and not Bar(full, 0.76).held(marks)
+    for wrong in ({"keep": 0.0}, {"keep": 1.1}, {"keep": 0.9, "confidence": 0.2}, {"keep": 0.9, "confidence": 1.0}):
+        with pytest.raises(exitwise.ExitwiseError, match="Allowed"):
+            Bar(full, **wrong)
+
+
+def test_a_confidence_needs_a_figure_for_each_row(pair):
+    engine, rows = Engine(pair[0]), rows_of(pair[1])
+    with pytest.raises(exitwise.ExitwiseError, match="one per row"):
+        engine.calibrate(rows, quality=lambda outputs, rows: 1.0, confidence=0.9, max_new_tokens=2)
+    with pytest.raises(exitwise.ExitwiseError, match="1 figures for 2 rows"):
+        engine.calibrate(rows, quality=lambda outputs, rows: [1.0], max_new_tokens=2)
 
 
 def test_calibration_refuses_what_it_cannot_do(pair):

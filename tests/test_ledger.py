@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from exitwise import Engine
-from exitwise.calibrate.ledger import best_static, cheapest, record
+from exitwise.calibrate.budget import Bar
+from exitwise.calibrate.ledger import best_static, cheapest, record, remeasured
 from exitwise.cost import etr
 from exitwise.errors import CalibrationError
 from exitwise.families import ofa
@@ -88,3 +89,30 @@ def test_a_least_depth_holds_in_replay_as_it_does_live(recorded):
     for stream in ("image", "text"):
         assert torch.equal(replayed[stream], live[stream])
         assert not torch.equal(replayed[stream], ledger.depths(chosen)[stream])
+
+
+def test_a_confidence_asks_for_more_than_the_mean(recorded):
+    """What is chosen must clear the bar less its margin; what the plain mean chose does not."""
+    *_, ledger = recorded
+    plain, sure = cheapest(ledger, 0.9), cheapest(ledger, 0.9, confidence=0.9)
+    bar = Bar(ledger.marks({s: torch.full((24,), 4) for s in ledger.layers}), 0.9, 0.9)
+    assert bar.held(ledger.marks(ledger.depths(sure.settings)))
+    assert not bar.held(ledger.marks(ledger.depths(plain.settings)))
+    assert sure.etr < plain.etr and sure.confidence == 0.9
+
+
+def test_one_threshold_for_both_streams_where_they_leave_together(recorded):
+    model, inputs, labels, ledger = recorded
+    joint = Engine(model, "mue", decoder_scope="last", decompose=False)
+    book = remeasured(ledger, joint, [inputs])
+    found = cheapest(book, 0.8, tied=True)
+    assert all(t["settings"]["image"] == t["settings"]["text"] for t in found.tried) and found.etr > 0
+    middle = float(book.encoder["image"][:, :-1].quantile(0.6))
+    for chosen in (found.settings, {"image": middle, "text": middle, "decoder": found.settings["decoder"]}):
+        live, depths = joint.with_settings(**chosen).run(**inputs), book.depths(chosen)
+        for stream in ("image", "text"):
+            assert torch.equal(depths[stream], live.trace.depth["image"])
+        assert book.judge(depths)[0] == pytest.approx(float((live.logits[:, -1].argmax(-1) == labels).double().mean()))
+    assert len(set(depths["image"].tolist())) > 1, "vacuous: all rows left at one depth"
+    with pytest.raises(CalibrationError, match="24 rows"):
+        remeasured(ledger, joint, [inputs, inputs])

@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import easy_vqa
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "shipped"))
+from asked import HUMAN, easy, made
 
 SEED = 20221121
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +49,8 @@ def captions(data: Path) -> None:
 
 
 def nlvr(data: Path, split: str, count: int, examples: set[str] | None) -> list[dict[str, Any]]:
-    """`count` rows of an official split, each of another `example`, the permutation drawn at random."""
+    """`count` pictures of an official split, each of another `example`, the permutation drawn at random: its own sentence, a made sentence
+    and a made question of each."""
     by_example: dict[str, list[dict[str, Any]]] = {}
     for row in rows_of(data / f"nlvr/{split}.jsonl"):
         if examples is None or row["example"] in examples:
@@ -56,24 +59,23 @@ def nlvr(data: Path, split: str, count: int, examples: set[str] | None) -> list[
     chosen = [draw.choice(by_example[example]) for example in draw.sample(sorted(by_example), count)]
     for row in chosen:
         shutil.copyfile(data / "nlvr/images" / row["image"], SAMPLE / "answer/images" / row["image"])
-    return [{key: row[key] for key in ("image", "sentence", "label", "example")} | NLVR_NOTE for row in chosen]
+    own = [{key: row[key] for key in ("image", "sentence", "label", "example")} | {"group": HUMAN} for row in chosen]
+    asked = [{**each, "example": row["example"]} for row in chosen for each in made(data / "nlvr/images" / row["image"], draw)]
+    return [row | NLVR_NOTE for row in (*own, *asked)]
 
 
-def questions(split: str, count: int, images: list[int] | None) -> list[dict[str, Any]]:
-    """`count` questions of easy-VQA, each about another image, among all thirteen answers."""
-    get = easy_vqa.get_train_questions if split == "train" else easy_vqa.get_test_questions
-    paths = easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()
-    by_image: dict[int, list[tuple[str, str]]] = {}
-    for question, answer, image in zip(*get()):
-        if images is None or image in images:
-            by_image.setdefault(image, []).append((question, answer))
+def questions(split: str, count: int, images: list[int] | None, each: int) -> list[dict[str, Any]]:
+    """`each` questions about `count` images of easy-VQA."""
+    import easy_vqa
+
+    known = easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()
     draw, rows = random.Random(SEED), []
-    for image in draw.sample(sorted(by_image), count):
-        question, answer = draw.choice(by_image[image])
-        name = f"easy-vqa-{split}-{image}.png"
-        with Image.open(paths[image]) as picture:
-            picture.convert("RGB").save(SAMPLE / "answer/images" / name, optimize=True)
-        rows.append({"image": name, "question": question, "answer": answer, "candidates": sorted(easy_vqa.get_answers())} | VQA_NOTE)
+    for row, path in easy(split, draw.sample(sorted(images or known), count), each, draw):
+        target = SAMPLE / "answer/images" / row["image"]
+        if not target.exists():
+            with Image.open(path) as picture:
+                picture.convert("RGB").save(target, optimize=True)
+        rows.append(row | VQA_NOTE)
     return rows
 
 
@@ -89,9 +91,9 @@ def main() -> None:
     write(
         "answer",
         "calibration",
-        nlvr(data, "dev", 120, held_out) + questions("train", 100, splits["easy_vqa"]["calibration_images"]),
+        nlvr(data, "dev", 120, held_out) + questions("train", 100, splits["easy_vqa"]["calibration_images"], 3),
     )
-    write("answer", "test", nlvr(data, "test", 200, None) + questions("test", 150, None))
+    write("answer", "test", nlvr(data, "test", 200, None) + questions("test", 150, None, 4))
 
 
 if __name__ == "__main__":

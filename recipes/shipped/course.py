@@ -8,13 +8,30 @@ from random import Random
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import PartialState
 from data import Captions, Questions, Sentences, splits
-from streams import Batch, decoder_states
+from scenes import KINDS
+from streams import Batch, Memory, decoder_states, remember
 from torch import Tensor, nn
 
 from exitwise.models.ofa import OFAForConditionalGeneration
 from exitwise.train import layer_weights, layerwise, sampled_weights
+
+
+class Taught(nn.Module):
+    """The model in training, with a linear head that says from each image token what lies there; the head is not shipped."""
+
+    def __init__(self, model: OFAForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+        self.cells = nn.Linear(model.config.d_model, len(KINDS))
+        nn.init.constant_(self.cells.bias, -4.5)  # the log of how seldom a kind of item is in a cell
+
+    def items(self, memory: Memory, cells: Tensor) -> Tensor:
+        """Poisson loss of the counts of items in each cell, a scalar: per item, not per cell, since most cells are empty."""
+        rates = self.cells(memory.states[:, : cells.shape[1]])
+        return F.poisson_nll_loss(rates, cells, reduction="sum") / cells.sum().clamp(min=1)
 
 
 class Course:
@@ -39,11 +56,15 @@ class Course:
             return self.questions.batch(draw, images, int(self.plan["sentences"]))
         return self.sentences.batch(draw, images, int(self.plan["sentences"]))
 
-    def objective(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """The layer-wise loss; captions read out the last layer and two others, drawn anew, weighted to the same expectation."""
-        assert isinstance(model, OFAForConditionalGeneration)
-        caption = batch.kind == "caption"
-        states = decoder_states(model, batch)
+    def objective(self, taught: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """The layer-wise loss; captions read out the last layer and some others, drawn anew, weighted to the same expectation.
+
+        Where the scene is known, the image's last states also learn what lies where: counting cannot be learnt from answers alone in hours.
+        """
+        assert isinstance(taught, Taught)
+        model, caption = taught.model, batch.kind == "caption"
+        memory = remember(model, batch, batch.decoder_input.shape[1])
+        states = decoder_states(model, batch, memory)
         layers, others = len(states), int(self.plan["caption_layers"]) - 1
         generator = torch.Generator().manual_seed(random.Random(int(batch.decoder_input.sum())).getrandbits(40))
         weights = layer_weights(layers, self.plan["weights"])
@@ -51,11 +72,15 @@ class Course:
             weights = [drawn * own for drawn, own in zip(sampled_weights(layers, others, generator), weights, strict=True)]
         smoothing = 0.1 if caption else 0.0
         loss = layerwise(states, model.readout, batch.labels, smoothing=smoothing, weights=weights, reduction="mean")
-        return {"loss": loss, ("caption" if caption else "answer"): loss}
+        if batch.cells is None:
+            return {"loss": loss, ("caption" if caption else "answer"): loss}
+        items = taught.items(memory, batch.cells)
+        return {"loss": loss + float(self.plan["items"]) * items, "sentences": loss, "items": items}
 
-    def validate(self, model: nn.Module) -> Mapping[str, float]:
+    def validate(self, taught: nn.Module) -> Mapping[str, float]:
         """Cross-entropy of held captions, and accuracy on held pictures with human and with made sentences, at full depth."""
-        assert isinstance(model, OFAForConditionalGeneration)
+        assert isinstance(taught, Taught)
+        model = taught.model
         names = self.heldout.names
         losses = []
         for start in range(0, len(names), 50):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -14,7 +14,7 @@ import torch
 from features import CACHE, DATA, open_rgb, read_rows
 from questions import question, sentence
 from recolour import recolour_text, swaps_of
-from scenes import Scene, parse, swapped
+from scenes import Scene, cells_of, parse, swapped
 from streams import Batch
 from torch import Tensor
 
@@ -156,16 +156,17 @@ class Sentences:
 
     def batch(self, draw: Random, images: int, each: int = 8, questions: int = 3) -> Batch:
         """Random pictures, each with its human sentence, `questions` open questions and made sentences."""
-        maps, pairs = [], []
+        maps, pairs, cells = [], [], []
         for row in draw.sample(self.rows, images):
             name, copy = str(row["image"]), draw.randrange(1 + self.copies)
             swap = swaps_of(name)[copy - 1] if copy else None
             maps.append(self.sets[copy][name])
             scene = swapped(self.scenes[name], swap) if swap else self.scenes[name]
+            cells.append(cells_of(scene))
             human = self.human(row, swap)
             mine = [human] if len(human[0]) <= LONGEST else []
             pairs += mine + [self.artificial(draw, scene, ask=index < questions) for index in range(each - len(mine))]
-        return answer_batch(maps, pairs)
+        return replace(answer_batch(maps, pairs), cells=torch.from_numpy(np.stack(cells)))
 
     def human_batches(self, size: int = 64) -> list[Batch]:
         """The human sentences in order, for validation."""

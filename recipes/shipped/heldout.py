@@ -1,22 +1,21 @@
 """Writes the held-out splits in the form that `exitwise bench` reads: .data/heldout/{caption,answer}/{calibration,test}.jsonl with images/.
 
-Captions: Flickr8k, the calibration and test names of splits.json. Answers: NLVR (calibration examples of the official dev; one
-permutation of every
-example of the official test) and easy-VQA (calibration images of its train; its test), as many questions as sentences. Run from
-the project's folder.
+Captions: Flickr8k, the calibration and test names of splits.json. Answers: NLVR and easy-VQA, both splits cut from the official test
+splits, so that calibration and test are of one source. Run from the project's folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from random import Random
+
+from asked import HUMAN, Row, easy, made
 
 HERE, DATA = Path(__file__).parent, Path(".data")
-Row = dict[str, Any]
+SAMPLE = HERE.parents[1] / "src" / "exitwise" / "bench" / "sample"
 
 
 def rows_of(file: Path) -> list[Row]:
@@ -45,48 +44,53 @@ def captions(names: dict[str, list[str]]) -> None:
         write(DATA / "heldout" / "caption", split, ((r, folder / "images" / r["image"]) for r in rows if r["image"] in chosen))
 
 
-def statements(split: str, keep: set[str] | None, draw: random.Random) -> list[tuple[Row, Path]]:
-    """One permutation of every example of a split of NLVR (of those in `keep`)."""
-    folder = DATA / "nlvr"
-    found: dict[str, list[Row]] = {}
-    for row in rows_of(folder / f"{split}.jsonl"):
-        if keep is None or row["example"] in keep:
-            found.setdefault(row["example"], []).append(row)
-    return [(row, folder / "images" / row["image"]) for row in (draw.choice(rows) for rows in found.values())]
+def sample_of() -> tuple[set[str], set[int]]:
+    """NLVR examples and easy-VQA images of the embedded test sample: nothing may be chosen on them."""
+    rows = rows_of(SAMPLE / "answer" / "test.jsonl")
+    images = {row["image"] for row in rows}
+    numbers = {int(name.rpartition("-")[2].removesuffix(".png")) for name in images if name.startswith("easy-vqa-test-")}
+    return {row["example"] for row in rows if "example" in row}, numbers
 
 
-def questions(split: str, keep: set[int] | None, count: int, draw: random.Random) -> list[tuple[Row, Path]]:
-    """So many questions of easy-VQA, of the images in `keep`."""
+def answers(calibration: tuple[int, int] = (260, 300), test: tuple[int, int] = (500, 500)) -> None:
+    """Both splits from the official test splits, of other examples and images: so many of NLVR and of easy-VQA.
+
+    Of each NLVR example one permutation, with its human sentence, a made sentence and a made question; as many questions of easy-VQA.
+    """
     import easy_vqa
 
-    asked, answers, images = easy_vqa.get_test_questions() if split == "test" else easy_vqa.get_train_questions()
-    paths = easy_vqa.get_test_image_paths() if split == "test" else easy_vqa.get_train_image_paths()
-    candidates = sorted(easy_vqa.get_answers())
-    places = [i for i, image in enumerate(images) if keep is None or image in keep]
-    out = []
-    for place in sorted(draw.sample(places, min(count, len(places)))):
-        path = Path(paths[images[place]])
-        name = f"easy-vqa-{split}-{path.name}"
-        out.append(({"image": name, "question": asked[place], "answer": answers[place], "candidates": candidates}, path))
-    return out
+    draw, folder = Random(0), DATA / "nlvr"
+    shown, drawn = sample_of()
+    found: dict[str, list[Row]] = {}
+    for row in rows_of(folder / "test.jsonl"):
+        found.setdefault(row["example"], []).append(row)
+    examples, images = (sorted(known, key=str) for known in (found, easy_vqa.get_test_image_paths()))
+    for names in (examples, images):
+        draw.shuffle(names)
+    free_examples, free_images = [e for e in examples if e not in shown], [i for i in images if i not in drawn]
+    cut_examples, cut_images = free_examples[: calibration[0]], free_images[: calibration[1]]
+    others = [e for e in examples if e not in set(cut_examples)], [i for i in images if i not in set(cut_images)]
+    for split, mine, pictures in (
+        ("calibration", cut_examples, cut_images),
+        ("test", others[0][: test[0]], others[1][: test[1]]),
+    ):
+        rows: list[tuple[Row, Path]] = []
+        for example in mine:
+            row = draw.choice(found[example])
+            image = folder / "images" / row["image"]
+            rows += [({**row, "group": HUMAN}, image), *(({**each, "example": example}, image) for each in made(image, draw))]
+        rows += easy("test", pictures, -(-len(rows) // len(pictures)), draw)[: len(rows)]
+        draw.shuffle(rows)
+        write(DATA / "heldout" / "answer", split, rows)
 
 
 def main() -> None:
     """All that the data at hand allow."""
     names = json.loads((HERE / "splits.json").read_text(encoding="utf-8"))
-    draw = random.Random(0)
     if (DATA / "flickr8k").is_dir():
         captions(names["flickr8k"])
     if (DATA / "nlvr").is_dir():
-        for split, source, keep, images in (
-            ("calibration", "dev", set(names["nlvr"]["calibration_examples"]), set(names["easy_vqa"]["calibration_images"])),
-            ("test", "test", None, None),
-        ):
-            said = statements(source, keep, draw)
-            asked = questions("train" if split == "calibration" else "test", images, len(said), draw)
-            mixed = [*said, *asked]
-            draw.shuffle(mixed)
-            write(DATA / "heldout" / "answer", split, mixed)
+        answers()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from course import Course
+from course import Course, Taught
 from data import BOS, EOS, PAD, Captions, padded, stack
 from features import DATA, read_rows
 from streams import Batch, decoder_states
@@ -51,6 +51,7 @@ class Rewarded(Course):
     def __init__(self, encode: Any, plan: Mapping[str, Any], seed: int, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(encode, plan, seed)
         self.tokenizer, self.samples = tokenizer, int(plan["samples"])
+        self.how = {"num_return_sequences": self.samples, "temperature": plan["temperature"], "top_k": 0}
         self.judge, self.held_judge = Judge("train", self.captions.names), Judge("dev", self.heldout.names)
 
     def batch(self, step: int) -> Batch | Photos:  # type: ignore[override]
@@ -62,12 +63,13 @@ class Rewarded(Course):
         names = draw.sample(self.captions.names, int(self.plan["photos"]) // state.num_processes)
         return Photos(names, stack([draw.choice(self.captions.sets)[name] for name in names]))
 
-    def objective(self, model: nn.Module, batch: Batch | Photos) -> Mapping[str, Tensor]:  # type: ignore[override]
+    def objective(self, taught: nn.Module, batch: Batch | Photos) -> Mapping[str, Tensor]:  # type: ignore[override]
         """The layer-wise self-critical loss of sampled captions; other batches as ever."""
         if isinstance(batch, Batch):
-            return super().objective(model, batch)
-        assert isinstance(model, OFAForConditionalGeneration)
-        ids = write(model, self.captions, batch.features, do_sample=True, num_return_sequences=self.samples, top_k=0)
+            return super().objective(taught, batch)
+        assert isinstance(taught, Taught)
+        model = taught.model
+        ids = write(model, self.captions, batch.features, do_sample=True, **self.how)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         worth = torch.tensor([self.judge(batch.names[row // self.samples], text) for row, text in enumerate(texts)])
         rows = [until_end(row) for row in ids.tolist()]
@@ -79,9 +81,10 @@ class Rewarded(Course):
         )
         return {"loss": loss, "reward": worth.mean()}
 
-    def validate(self, model: nn.Module) -> Mapping[str, float]:
+    def validate(self, taught: nn.Module) -> Mapping[str, float]:
         """CIDEr-D of greedy captions beside the rest; the loss is its negative, so that the best is kept."""
-        assert isinstance(model, OFAForConditionalGeneration)
+        assert isinstance(taught, Taught)
+        model = taught.model
         names = self.heldout.names
         points = []
         for start in range(0, len(names), 50):
@@ -90,7 +93,7 @@ class Rewarded(Course):
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             points += [self.held_judge(name, text) for name, text in zip(part, texts, strict=True)]
         cider = sum(points) / len(points)
-        figures = super().validate(model)
+        figures = super().validate(taught)
         return {**figures, "cross_entropy": figures["loss"], "cider": cider, "loss": -cider}
 
 

@@ -102,3 +102,16 @@ def swapped(scene: Scene, swap: tuple[int, ...]) -> Scene:
     """The scene after its colours were swapped as in `recolour_image`."""
     recoloured = tuple(tuple(replace(item, colour=COLOURS[swap[COLOURS.index(item.colour)]]) for item in box) for box in scene.boxes)
     return Scene(recoloured, scene.towers)
+
+
+KINDS = tuple((colour, shape) for colour in COLOURS for shape in ("square", "circle", "triangle"))
+
+
+def cells_of(scene: Scene, rows: int = 5, columns: int = 20) -> np.ndarray:
+    """(rows * columns, kinds) float32: items of each colour and shape whose centre lies in each cell of a grid over the picture."""
+    out = np.zeros((rows, columns, len(KINDS)), dtype=np.float32)
+    for left, box in zip(BOX_LEFT, scene.boxes, strict=True):
+        for item in box:
+            x, y = left + item.x + item.size / 2, item.y + item.size / 2
+            out[min(int(y * rows / BOX), rows - 1), min(int(x * columns / 400), columns - 1), KINDS.index((item.colour, item.shape))] += 1
+    return out.reshape(rows * columns, len(KINDS))

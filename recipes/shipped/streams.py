@@ -22,6 +22,7 @@ class Batch:
     source: Tensor  # (1 or images * k, L) ids, padded on the right
     decoder_input: Tensor  # (images * k, T)
     labels: Tensor  # (images * k, T), -100 where nothing is asked
+    cells: Tensor | None = None  # (images, rows * columns, kinds): how many items of each kind have their centre in each cell
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ def remember(model: OFAForConditionalGeneration, batch: Batch, length: int) -> M
     return Memory(states, tiled.masked_fill(closed, unread(tiled.dtype)), biases)
 
 
-def decoder_states(model: OFAForConditionalGeneration, batch: Batch) -> list[Tensor]:
+def decoder_states(model: OFAForConditionalGeneration, batch: Batch, memory: Memory | None = None) -> list[Tensor]:
     """The raw output of every decoder layer, each (images * k, T, d): what the layer-wise loss reads out."""
     decoder = model.model.decoder
-    memory = remember(model, batch, batch.decoder_input.shape[1])
+    memory = memory or remember(model, batch, batch.decoder_input.shape[1])
     hidden = decoder.embed(batch.decoder_input)
     states = []
     for index, layer in enumerate(decoder.layers):

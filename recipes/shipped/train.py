@@ -9,7 +9,7 @@ from typing import Any
 
 import tomllib  # Python 3.11
 import torch
-from course import Course
+from course import Course, Taught
 from features import load_stem
 from quick import install
 from reward import Rewarded
@@ -40,9 +40,10 @@ def build_model(sizes: Mapping[str, Any], seed: int) -> OFAForConditionalGenerat
     return model
 
 
-def export(model: nn.Module, processor: OFAProcessor, folder: Path) -> None:
+def export(taught: nn.Module, processor: OFAProcessor, folder: Path) -> None:
     """A folder that from_pretrained reads: half-precision weights, configuration, processor."""
-    assert isinstance(model, OFAForConditionalGeneration)
+    assert isinstance(taught, Taught)
+    model = taught.model
     copy = OFAForConditionalGeneration(model.config).half()
     copy.load_state_dict(model.state_dict())
     copy.eval().save_pretrained(folder)
@@ -76,7 +77,7 @@ def main() -> None:
     plan = config["course"]
     rewarded = "reward" in plan["cycle"]
     course = Rewarded(encode, plan, settings.seed, processor.tokenizer) if rewarded else Course(encode, plan, settings.seed)
-    train(model, course.batch, course.objective, settings, course.validate, lambda kept: export(kept, processor, folder))
+    train(Taught(model), course.batch, course.objective, settings, course.validate, lambda kept: export(kept, processor, folder))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from . import families, methods
-from .calibrate.budget import Calibration, Outcome, search
+from .calibrate.budget import Calibration, Outcome, Quality, search
 from .errors import CheckpointError, FingerprintError, InputError, KnobError
 from .method import Method
 from .run.walk import Plan, Session, attached
@@ -195,9 +195,10 @@ class Engine:
         self,
         rows: Sequence[Any],
         keep: float = 0.99,
-        quality: Callable[[Sequence[Any], Sequence[Any]], float] | None = None,
+        quality: Quality | None = None,
         predict: Callable[[Engine, Sequence[Any]], tuple[Sequence[Any], Trace]] | None = None,
         trials: int = 24,
+        confidence: float | None = None,
         progress: Callable[[int, int], None] | None = None,
         **generate: Any,
     ) -> Calibration:
@@ -205,10 +206,10 @@ class Engine:
 
         rows: any sequence; by default each is a dict of `generate`'s inputs for one item. predict: (engine, rows) -> (outputs,
         trace), by default
-        `generate` row by row with `generate`'s arguments. quality: (outputs, rows) -> higher is better, by default the share of
-        outputs that equal
-        the full-depth model's. trials: most settings that are run. Cost is one minus ETR. Raises CalibrationError for an empty or
-        hopeless request.
+        `generate` row by row with `generate`'s arguments. quality: (outputs, rows) -> one figure, or one per row; higher is better,
+        by default 1.0 where the output equals the full-depth model's. confidence: demand the share with so much certainty over the draw of
+        the rows (0.5 to 1; see `calibrate.budget.Bar`), which needs a figure per row. trials: most settings that are run. Cost is
+        one minus ETR. Raises CalibrationError for an empty or hopeless request.
         """
         foretell = predict or (lambda engine, items: _predict(engine, items, generate))
 
@@ -220,7 +221,7 @@ class Engine:
             return Outcome(outputs, trace)
 
         found = search(
-            run=run, quality=quality, rows=rows, keep=keep, trials=trials, progress=progress,
+            run=run, quality=quality, rows=rows, keep=keep, trials=trials, confidence=confidence, progress=progress,
             streams={s: n for s, n in self.layers.items() if s in self.method.calibrated}, minimum=self._settings.get("minimum", 1),
         )  # fmt: skip
         self._settings = self.method.settings({**self._settings, **found.settings})

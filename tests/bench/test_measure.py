@@ -10,7 +10,7 @@ from exitwise import Engine
 from exitwise.bench import measure, report, table, tasks
 from exitwise.bench.ask import Asker, load_pair, scores
 from exitwise.bench.demo import summary
-from exitwise.bench.ways import Request, choose
+from exitwise.bench.ways import Request, choose, keep
 from exitwise.errors import InputError
 from exitwise.models.ofa import OFAConfig, OFAForConditionalGeneration, OFAProcessor, train_tokenizer
 
@@ -138,6 +138,43 @@ def test_saved_exits_are_judged_as_they_are(place, tmp_path):
     )
     assert [row["key"] for row in run["rows"]] == ["full", "saved"]
     assert run["rows"][1]["depth"] == {"image": 1.0, "text": 1.0, "decoder": 1.0}
+
+
+def test_ways_that_were_kept_are_judged_again_as_they_were(place, asker, tmp_path):
+    """The same settings and depths; the page says that they were chosen beforehand, and on how many items."""
+    items = asker.prepare(tasks.load("answer", place / "answer", "calibration").items)
+    ways, found = choose(asker, "answer", items, Request(keep=0.5))
+    keep(ways, tmp_path / "exits")
+    run = measure.judge(
+        "answer", place / "answer", "test", model=str(place / "model"), exits=tmp_path / "exits", out=tmp_path, timed=2, gallery=1
+    )
+    assert [row["key"] for row in run["rows"]] == ["full", "mue", "joint", "static", "random"]
+    assert {k: v for k, v in run["rows"][1]["settings"].items() if k in found["settings"]} == found["settings"]
+    assert run["calibration"]["items"] == 6 and run["calibration"]["quality"] == found["quality"]
+    assert "chosen beforehand on 6 others" in report.render([run])
+
+
+def test_groups_are_judged_apart_and_add_up(place, tmp_path):
+    run = measure.judge(
+        "answer", place / "answer", "test", calibration="calibration", model=str(place / "model"), out=tmp_path, keep=0.5, timed=2
+    )
+    groups = run["groups"]
+    assert {name: group["items"] for name, group in groups.items()} == {"question": 3, "statement": 3}
+    for row in run["rows"]:
+        parts = [group["ways"][row["key"]] for group in groups.values()]
+        assert sum(part["quality"] for part in parts) / 2 == pytest.approx(row["quality"]["value"])
+        for stream, depth in row["depth"].items():
+            assert sum(part["depth"][stream] for part in parts) / 2 == pytest.approx(depth)
+    assert "statement (3): full depth" in table.render(run, 80)
+
+
+def test_pictures_go_through_the_stem_together_as_alone(place, asker):
+    """Two shapes in turn: each item keeps its own pixels and features, in order."""
+    items = tasks.load("answer", place / "answer", "test").items
+    together, alone = asker.prepare(items, rows=4), [asker.prepare([item])[0] for item in items]
+    for one, other in zip(together, alone, strict=True):
+        assert one.item is other.item and one.grid == other.grid and torch.equal(one.pixels, other.pixels)
+        torch.testing.assert_close(one.features, other.features, rtol=1e-4, atol=1e-4)  # a convolution's sums depend on its batch
 
 
 def test_random_exits_have_the_methods_histogram(place, asker):

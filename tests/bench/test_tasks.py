@@ -99,7 +99,7 @@ def test_the_split_is_chosen_and_never_guessed(tmp_path: Path) -> None:
         tasks.load("captoin", place)
 
 
-@pytest.mark.parametrize(("kind", "sizes"), [("caption", (40, 71)), ("answer", (220, 350))])
+@pytest.mark.parametrize(("kind", "sizes"), [("caption", (40, 71)), ("answer", (659, 1199))])
 def test_the_embedded_sample_is_whole_and_its_splits_share_no_image(kind: str, sizes: tuple[int, int]) -> None:
     chosen_on, judged_on = tasks.sample(kind, "calibration"), tasks.sample(kind, "test")
     assert (len(chosen_on.items), len(judged_on.items)) == sizes

@@ -46,18 +46,29 @@ class Asker:
         self.model, self.processor, self.beams = model, processor, beams
         self._tries: dict[tuple[str, ...], Trie] = {}
 
-    def prepare(self, items: Sequence[Item], tick: Callable[[], None] = lambda: None) -> list[Asked]:
-        """Decode the images and run the stem once for each. Raises InputError that names the item."""
-        out = []
-        for item in items:
+    def prepare(self, items: Sequence[Item], tick: Callable[[], None] = lambda: None, rows: int = 8) -> list[Asked]:
+        """Decode the images and run the stem once for each, `rows` of one shape together. Raises InputError that names the item."""
+        pictures: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
+        found: dict[int, Asked] = {}
+
+        def flush(grid: tuple[int, int]) -> None:
+            places, pixels = zip(*pictures.pop(grid), strict=True)
+            with torch.no_grad():
+                features = self.model.model.stem(torch.cat(pixels))
+            for row, place in enumerate(places):
+                found[place] = Asked(items[place], pixels[row], features[row : row + 1], grid)
+                tick()
+
+        for place, item in enumerate(items):
             picture = item.picture()
             grid = nearest_grid(*picture.size, self.processor.image_grids)
-            pixels = self.processor(images=picture, grid=grid)["pixel_values"]
-            with torch.no_grad():
-                features = self.model.model.stem(pixels)
-            out.append(Asked(item, pixels, features, grid))
-            tick()
-        return out
+            waiting = pictures.setdefault(grid, [])
+            waiting.append((place, self.processor(images=picture, grid=grid)["pixel_values"]))
+            if len(waiting) == rows:
+                flush(grid)
+        for grid in list(pictures):
+            flush(grid)
+        return [found[place] for place in range(len(items))]
 
     def inputs(self, asked: Sequence[Asked], pixels: bool = False) -> dict[str, Any]:
         """One batch: image, prompt and, for answers, the decoder's prompt."""

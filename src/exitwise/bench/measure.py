@@ -21,7 +21,8 @@ from . import record, tasks
 from .ask import Asked, Asker, Said, load_pair, scores
 from .compare import ratio
 from .metrics import bootstrap
-from .ways import Request, Tick, Way, choose, histogram
+from .choosing import Tick
+from .ways import Request, Way, choose, histogram, kept
 
 READINGS = {"streams": "mean", "deepest": "max", "tokens": "tokens"}
 STEM = "model.encoder.stem"
@@ -31,7 +32,7 @@ STEM = "model.encoder.stem"
 class Setup:
     """How a task is judged. model: a folder of a unified model (None: the shipped one). exits: a folder of `Engine.save`, judged
     as they are
-    (None: calibrate). keep, slack: see `ways.Request`. beams: for captions. timed: items on the clock. gallery: pictures in the report."""
+    (None: calibrate). keep, confidence: see `ways.Request`. beams: for captions. timed: items on the clock. gallery: pictures in the report."""
 
     model: str | None = None
     exits: str | Path | None = None
@@ -39,7 +40,7 @@ class Setup:
     name: str | None = None
     seed: int = 0
     keep: float = 0.99
-    slack: float = 0.0
+    confidence: float | None = None
     beams: int = 1
     timed: int = 24
     gallery: int = 12
@@ -70,20 +71,30 @@ def judge_on(task: tasks.Task, held: tasks.Task, data: str, setup: Setup) -> dic
     kind = task.kind
     loaded, processor = load_pair(setup.model)
     asker = Asker(loaded, processor, setup.beams)
-    config = {"model": setup.model or "shipped", "task": kind, "data": data, "beams": setup.beams, "keep": setup.keep, "slack": setup.slack}
+    config = {
+        "model": setup.model or "shipped",
+        "task": kind,
+        "data": data,
+        "beams": setup.beams,
+        "keep": setup.keep,
+        "confidence": setup.confidence,
+    }
     with record.run(setup.out, setup.name or f"bench-{kind}", config, setup.seed) as run:
         items = asker.prepare(task.items, lambda: setup.tick("images"))
         if setup.exits is not None:
-            ways, found = _saved(asker, setup.exits), dict[str, Any]()
+            ways = kept(asker, Path(setup.exits))
+            known = ways[1].engine.calibration
+            found: dict[str, Any] = {} if known is None else {**known.to_dict(), "tried": len(known.tried)}
         else:
             chosen = asker.prepare(held.items, lambda: setup.tick("images"))
-            ways, found = choose(asker, kind, chosen, Request(keep=setup.keep, slack=setup.slack, seed=setup.seed), setup.tick)
+            asked = Request(keep=setup.keep, confidence=setup.confidence, seed=setup.seed)
+            ways, found = choose(asker, kind, chosen, asked, setup.tick)
         run["task"] = {
             "kind": kind, "metric": task.metric, "folder": data, "split": task.split,
             "items": len(items), "skipped": [f"{f.where}: {f.what}" for f in task.faults],
         }  # fmt: skip
         run["sweep"] = found.pop("sweep", {})
-        run["calibration"] = {"items": len(held.items), **found} if setup.exits is None else None
+        run["calibration"] = {"items": found["rows"], "chosen": "before" if setup.exits else "now", **found} if found else None
         measure(run, asker, kind, items, ways, setup)
     return run
 
@@ -99,8 +110,8 @@ def measure(run: dict[str, Any], asker: Asker, kind: str, items: Sequence[Asked]
     stem = _stem_macs(asker, items)
     clock = _times(asker, items[:: max(1, len(items) // setup.timed)][: setup.timed], ways, setup.tick)
     points = {key: scores(kind, s.texts, [a.item for a in items]) for key, s in said.items()}
-    rows = [_row(way, said[way.key], points, macs, stem, clock, setup.seed) for way in ways]
-    run["rows"] = rows
+    run["rows"] = [_row(way, said[way.key], points, macs, stem, clock, setup.seed) for way in ways]
+    run["groups"] = groups([a.item for a in items], said, points)
     run["thresholds"] = (
         {k: v for k, v in ways[1].engine.settings_dict().items() if k in said[ways[1].key].trace.layers} if len(ways) > 1 else {}
     )
@@ -113,7 +124,7 @@ def _row(
     way: Way, said: Said, points: dict[str, list[float]], macs: dict[str, float], stem: float, clock: dict[str, list[float]], seed: int
 ) -> dict[str, Any]:
     trace, mine, first = said.trace, points[way.key], next(iter(points))
-    held, kept = bootstrap(mine, seed=seed), ratio(mine, points[first], seed)
+    held, share = bootstrap(mine, seed=seed), ratio(mine, points[first], seed)
     counts = {s: [round(share * int((trace.depth[s] > 0).sum())) for share in shares] for s, shares in histogram(trace).items()}
     median = {key: statistics.median(times) for key, times in clock.items()}
     lower, _, upper = statistics.quantiles(clock[way.key], n=4)
@@ -122,12 +133,29 @@ def _row(
         "key": way.key, "label": way.label, "method": way.engine.method_name, "settings": way.settings, "items": len(mine),
         "layers": trace.layers,
         "depth": {s: trace.mean_depth(s) for s in trace.depth}, "quality": {"value": held.mean, "low": held.low, "high": held.high},
-        "kept": kept.to_dict(), "etr": _readings(trace),
+        "kept": share.to_dict(), "etr": _readings(trace),
         "macs": macs[way.key] + stem, "macs_saved": 1 - (macs[way.key] + stem) / (macs[first] + stem), "stem_macs": stem,
         "calls": sum(trace.rows.values()) / len(mine), "head_calls": trace.head_calls, "exits": counts,
         "wallclock_ms": {"median": 1e3 * median[way.key], "q1": 1e3 * lower, "q3": 1e3 * upper, "items": len(pairs)},
         "wallclock_saved": statistics.median(pairs),
     }  # fmt: skip
+
+
+def groups(items: Sequence[tasks.Item], said: dict[str, Said], points: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Group of items -> how many, and each way's mean quality and mean depths there; nothing where all items are of one group."""
+    names = sorted({item.group for item in items})
+    out: dict[str, dict[str, Any]] = {}
+    for name in names if len(names) > 1 else []:
+        places = [place for place, item in enumerate(items) if item.group == name]
+        ways = {}
+        for key, one in said.items():
+            depths = {s: d.view(len(items), -1)[places] for s, d in one.trace.depth.items()}
+            ways[key] = {
+                "quality": statistics.fmean(points[key][place] for place in places),
+                "depth": {s: float(d[d > 0].double().mean()) for s, d in depths.items()},
+            }
+        out[name] = {"items": len(places), "ways": ways}
+    return out
 
 
 def _readings(trace: Trace) -> dict[str, float]:
@@ -214,11 +242,3 @@ def _calibration(kind: str, folder: str | Path | None, given: str | Path, skip_b
     if Path(given).is_dir():
         return tasks.load(kind, given, None, skip_bad)
     return tasks.load(kind, folder or tasks.sample_folder(kind), str(given), skip_bad)
-
-
-def _saved(asker: Asker, exits: str | Path) -> list[Way]:
-    engine = Engine.load(exits, asker.model)
-    return [
-        Way("full", "full depth", Engine(asker.model, "never")),
-        Way("saved", f"{engine.method_name}, as saved", engine, engine.settings_dict()),
-    ]

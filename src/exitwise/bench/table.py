@@ -17,6 +17,7 @@ def render(run: dict[str, Any], width: int = 80) -> str:
     title = f"{task['kind']}: {task['items']} items, {task['folder']}, split {task['split']}"
     table = Table(title=title, title_justify="left", box=None, header_style="", pad_edge=False, padding=(0, 1, 0, 0))
     streams = list(run["rows"][0]["depth"])
+    labels = {row["key"]: row["label"] for row in run["rows"]}
     table.add_column("way", no_wrap=True)
     for name in (
         f"{task['metric']}\n[95%]",
@@ -35,7 +36,7 @@ def render(run: dict[str, Any], width: int = 80) -> str:
             row["label"],
             f"{held['value']:.1f} {held['low']:.0f}-{held['high']:.0f}",
             f"{100 * row['kept']['value']:.1f}",
-            "/".join(f"{row['depth'][s]:.1f}" for s in streams),
+            _depths(row, streams),
             f"{100 * row['etr']['streams']:.0f}",
             f"{-100 * row['macs_saved']:+.0f}",
             f"{row['calls']:.0f}",
@@ -45,4 +46,15 @@ def render(run: dict[str, Any], width: int = 80) -> str:
     console.print(table)
     initials, names = "/".join(s[0] for s in streams), ", ".join(streams)
     console.print(f"{initials}: mean layers run by {names}. calls: layer calls an item. MACs and time: change, counted and measured.")
+    for name, group in run.get("groups", {}).items():
+        told = ", ".join(
+            f"{labels[key]} {way['quality']:.1f} ({_depths(way, streams)})"
+            for key, way in group["ways"].items()
+            if key in ("full", "mue", "static", "saved")
+        )
+        console.print(f"{name} ({group['items']}): {told}")
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def _depths(way: dict[str, Any], streams: list[str]) -> str:
+    return "/".join(f"{way['depth'][stream]:.1f}" for stream in streams)

@@ -2,6 +2,7 @@
 
 FOLDER holds a `*.jsonl` and `images/`. Rows of the task `caption`: {"image", "captions"}. Rows of the task `answer`: {"image", "sentence",
 "label"} (true or false) or {"image", "question", "answer", "candidates"?}; without candidates, all answers of the file are candidates.
+A row may name its "group": items of a group are judged together too.
 """
 
 from __future__ import annotations
@@ -173,7 +174,8 @@ def _item(kind: str, file: Path, where: str, row: Any, answers: tuple[str, ...])
     prompt, answer, candidates = _question(row, where, answers)
     if answer not in candidates:
         raise InputError(f"{where}: the answer {answer!r} for {name} is not among the candidates {', '.join(candidates)}. {_SKIP}")
-    return Item(name, where, image, prompt, (answer,), candidates, "statement" if "sentence" in row else "question", _credit(row))
+    group = _text(row, "group", where, kind) if "group" in row else "statement" if "sentence" in row else "question"
+    return Item(name, where, image, prompt, (answer,), candidates, group, _credit(row))
 
 
 def _credit(row: dict[str, Any]) -> str:

@@ -6,19 +6,19 @@ Everything is chosen on the calibration items. Answers are calibrated on a ledge
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..calibrate.ledger import Ledger, best_static, cheapest, record
-from ..engine import Engine
+from ..calibrate.ledger import Ledger, best_static, cheapest, remeasured
+from ..engine import SETTINGS_FILE, Engine
 from ..trace import Trace
-from .ask import Asked, Asker, scores
+from .ask import Asked, Asker
+from .choosing import Tick, ledger, live
 
-Tick = Callable[[str], None]
+LABELS = {"full": "full depth", "mue": "MuE", "joint": "MuE, joint exit", "static": "static depth", "random": "random exits"}
 
 
 @dataclass
@@ -26,17 +26,21 @@ class Way:
     """One row of the table: how the model runs, and what was chosen for it."""
 
     key: str
-    label: str
     engine: Engine
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """How the table calls it."""
+        return LABELS.get(self.key, f"{self.engine.method_name}, {self.key}")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What calibration is asked for. slack: share of quality kept beyond `keep`, against the luck of a finite split."""
+    """What calibration is asked for. confidence: see `calibrate.budget.Bar`."""
 
     keep: float = 0.99
-    slack: float = 0.0
+    confidence: float | None = None
     trials: int = 24
     statics: int = 10
     rows: int = 32
@@ -47,13 +51,28 @@ def choose(
     asker: Asker, kind: str, items: Sequence[Asked], request: Request, tick: Tick = lambda _: None
 ) -> tuple[list[Way], dict[str, Any]]:
     """The ways with their settings, and what the calibration found (for the record)."""
-    full = Way("full", "full depth", Engine(asker.model, "never"))
+    full = Way("full", Engine(asker.model, "never"))
     pick = _answers if kind == "answer" else _captions
     ways, found = pick(asker, items, request, tick)
     weights: dict[str, Any] = dict(histogram(asker.ask(ways[0].engine, items, request.rows).trace))
     drawn = Engine(asker.model, "random", seed=request.seed, **weights)
-    ways.append(Way("random", "random exits", drawn, weights))
+    ways.append(Way("random", drawn, weights))
     return [full, *ways], found
+
+
+def keep(ways: Sequence[Way], folder: Path) -> None:
+    """Writes every way but full depth to FOLDER/<key>/exitwise.json, so that it can be judged again as it is."""
+    for way in ways:
+        if way.key != "full":
+            way.engine.save(folder / way.key)
+
+
+def kept(asker: Asker, folder: Path) -> list[Way]:
+    """Full depth, and the ways of a folder: that of `keep`, or one of `Engine.save`. Raises CheckpointError, FingerprintError."""
+    full = Way("full", Engine(asker.model, "never"))
+    known = [key for key in LABELS if (folder / key / SETTINGS_FILE).exists()]
+    found = [(key, Engine.load(folder / key, asker.model)) for key in known] or [("saved", Engine.load(folder, asker.model))]
+    return [full, *(Way(key, engine, engine.settings_dict()) for key, engine in found)]
 
 
 def histogram(trace: Trace) -> dict[str, tuple[float, ...]]:
@@ -65,38 +84,21 @@ def histogram(trace: Trace) -> dict[str, tuple[float, ...]]:
     return out
 
 
-def ledger(asker: Asker, engine: Engine, items: Sequence[Asked], rows: int, tick: Tick = lambda _: None) -> Ledger:
-    """Every item at every exit and every pair of encoder depths."""
-
-    def batches() -> Any:
-        for places in asker.groups(items, rows):
-            part = [items[p] for p in places]
-            tick("every item at every exit")
-            yield {**asker.inputs(part), "use_cache": False}, _judge(asker, part)
-
-    return record(engine, batches())
-
-
-def _judge(asker: Asker, part: Sequence[Asked]) -> Callable[[Tensor], Tensor]:
-    first = asker.trie(part[0].item).first_tokens()
-    assert first is not None, "a ledger holds answers of one telling token"
-    names, ids = first
-    right = torch.tensor([names.index(a.item.references[0]) for a in part])
-    return lambda logits: logits[:, ids].argmax(-1) == right
-
-
 def _answers(asker: Asker, items: Sequence[Asked], request: Request, tick: Tick) -> tuple[list[Way], dict[str, Any]]:
     base = Engine(asker.model, "mue", decoder_scope="last")
     book = ledger(asker, base, items, request.rows, tick)
     tick("thresholds")
-    found = cheapest(book, request.keep, slack=request.slack)
-    joint = base.with_settings(decompose=False)
-    tied = cheapest(ledger(asker, joint, items, request.rows, tick), request.keep, slack=request.slack)
+    found = cheapest(book, request.keep, confidence=request.confidence)
+    base = base.with_settings(**found.settings)
+    base.calibration = found
+    joint = Engine(asker.model, "mue", decoder_scope="last", decompose=False)
+    batches = ({**asker.inputs([items[p] for p in places]), "use_cache": False} for places in asker.groups(items, request.rows))
+    tied = cheapest(remeasured(book, joint, batches), request.keep, confidence=request.confidence, tied=True)
     depths: dict[str, Any] = dict(best_static(book, found.etr)[0])
     ways = [
-        Way("mue", "MuE", base.with_settings(**found.settings), found.settings),
-        Way("joint", "MuE, joint exit", joint.with_settings(**_tied(tied.settings)), tied.settings),
-        Way("static", "static depth", Engine(asker.model, "static", **depths), depths),
+        Way("mue", base, found.settings),
+        Way("joint", joint.with_settings(**tied.settings), tied.settings),
+        Way("static", Engine(asker.model, "static", **depths), depths),
     ]
     sweep = {"mue": _points(found.tried, 100.0), "static": _static_points(book)}
     return ways, {**found.to_dict(), "tried": len(found.tried), "sweep": sweep}
@@ -121,26 +123,18 @@ def _tied(settings: dict[str, float]) -> dict[str, float]:
 
 
 def _captions(asker: Asker, items: Sequence[Asked], request: Request, tick: Tick) -> tuple[list[Way], dict[str, Any]]:
-    def predict(engine: Engine, rows: Sequence[Asked]) -> tuple[list[str], Trace]:
-        tick("captions at other thresholds")
-        said = asker.ask(engine, rows, request.rows)
-        return said.texts, said.trace
-
-    def judge(texts: Sequence[str], rows: Sequence[Asked]) -> float:
-        each = scores("caption", texts, [a.item for a in rows])
-        return sum(each) / len(each)
-
-    keep = min(1.0, request.keep + request.slack)
+    how = live(asker, "caption", tick, request.rows)
+    asked: dict[str, Any] = {"keep": request.keep, "confidence": request.confidence, **how}
     base = Engine(asker.model, "mue")
-    found = base.calibrate(items, keep=keep, quality=judge, predict=predict, trials=request.trials)
+    found = base.calibrate(items, trials=request.trials, **asked)
     joint = Engine(asker.model, "mue", decompose=False)
-    tied = joint.calibrate(items, keep=keep, quality=judge, predict=predict, trials=request.trials // 2)
+    tied = joint.calibrate(items, trials=request.trials // 2, **asked)
     joint = joint.with_settings(**_tied(tied.settings))
-    static: dict[str, Any] = dict(_static_captions(asker, items, found.etr, request, judge, predict))
+    static: dict[str, Any] = dict(_static_captions(asker, items, found.etr, request, **how))
     ways = [
-        Way("mue", "MuE", base, found.settings),
-        Way("joint", "MuE, joint exit", joint, tied.settings),
-        Way("static", "static depth", Engine(asker.model, "static", **static), dict(static)),
+        Way("mue", base, found.settings),
+        Way("joint", joint, tied.settings),
+        Way("static", Engine(asker.model, "static", **static), dict(static)),
     ]
     return ways, {**found.to_dict(), "tried": len(found.tried), "sweep": {"mue": _points(found.tried)}}
 
@@ -150,7 +144,7 @@ def _static_captions(
     items: Sequence[Asked],
     saved: float,
     request: Request,
-    judge: Callable[..., float],
+    quality: Callable[..., list[float]],
     predict: Callable[..., tuple[list[str], Trace]],
 ) -> dict[str, int]:
     """The best of the dearest static depths that cost no more than `saved` allows; the prompt is constant, so its stream is looked
@@ -167,7 +161,7 @@ def _static_captions(
     for _, depths in combos[: request.statics]:
         knobs: dict[str, Any] = dict(depths)
         texts, _ = predict(Engine(asker.model, "static", **knobs), items)
-        value = judge(texts, items)
+        value = statistics.fmean(quality(texts, items))
         if value > best[0]:
             best = value, depths
     return best[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..errors import CalibrationError
 from ..trace import Trace
 
 NEVER = 1.0
+Quality = Callable[[Sequence[Any], Sequence[Any]], float | Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was asked, what was found. tried: every setting that was run, with its quality and ETR."""
+    """What was asked, what was found. tried: every setting that was run, with its quality, ETR, and whether it kept enough."""
 
     keep: float
     rows: int
@@ -41,6 +43,7 @@ class Calibration:
     etr: float
     settings: dict[str, float]
     tried: list[dict[str, Any]] = field(default_factory=list)
+    confidence: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -84,31 +87,85 @@ def proposals(sureness: Tensor, layers: int, minimum: int, count: int = 5) -> li
     return [(NEVER, float(layers)), *kept]
 
 
+@dataclass(frozen=True)
+class Bar:
+    """What a setting must clear: mean quality of at least `keep` times full depth's; with a confidence, also against the luck of the rows.
+
+    full: full depth's quality of each row. With a confidence c, the mean of (quality - keep * full depth's) over rows, less z(c) standard
+    errors, must not be below 0: a normal approximation for one setting. It is no guarantee, which needs a bound of its own.
+    """
+
+    full: Tensor
+    keep: float
+    confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise CalibrationError(f"keep={self.keep} is not a share of quality. Allowed: above 0, at most 1.")
+        if self.confidence is not None and not 0.5 <= self.confidence < 1:
+            raise CalibrationError(
+                f"confidence={self.confidence} is not allowed. Allowed: None, or 0.5 and above and below 1, such as 0.9."
+            )
+        if float(self.full.mean()) <= 0:
+            raise CalibrationError(
+                f"At full depth the quality is {float(self.full.mean())}: there is nothing to keep a share of. Check references and metric."
+            )
+
+    @property
+    def room(self) -> float:
+        """How much quality may be lost."""
+        return (1 - self.keep) * float(self.full.mean())
+
+    def margin(self, marks: Tensor) -> float:
+        """What the luck of the rows may be worth, in units of quality: z standard errors of the paired difference."""
+        if self.confidence is None or len(marks) < 2:
+            return 0.0
+        error = float((marks - self.keep * self.full).std()) / len(marks) ** 0.5
+        return NormalDist().inv_cdf(self.confidence) * error
+
+    def held(self, marks: Tensor) -> bool:
+        """Whether rows of this quality clear the bar."""
+        return float(marks.mean()) - self.margin(marks) >= self.keep * float(self.full.mean()) - 1e-12  # rounding of equal means
+
+
+def marks_of(judged: float | Sequence[float], rows: int, confidence: float | None) -> Tensor:
+    """Quality of each row; one figure for all rows stands for itself, and allows no confidence."""
+    if isinstance(judged, Sequence) or isinstance(judged, Tensor):
+        if len(judged) != rows:
+            raise CalibrationError(f"The quality function gave {len(judged)} figures for {rows} rows. Give one figure, or one per row.")
+        return torch.as_tensor(judged, dtype=torch.float64)
+    if confidence is not None:
+        raise CalibrationError("A confidence needs a quality for each row, but the quality function gave one figure. Return one per row.")
+    return torch.full((1,), float(judged), dtype=torch.float64)
+
+
 def search(
     run: Callable[[dict[str, Any], bool], Outcome],
     rows: Sequence[Any],
     streams: Mapping[str, int],
     keep: float,
-    quality: Callable[[Sequence[Any], Sequence[Any]], float] | None = None,
+    quality: Quality | None = None,
     trials: int = 24,
     minimum: int = 1,
+    confidence: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """See `Engine.calibrate`. run: (settings, record) -> Outcome."""
     if not rows:
         raise CalibrationError("There are no calibration rows. Give a few hundred.")
-    if not 0 < keep <= 1:
-        raise CalibrationError(f"keep={keep} is not a share of quality. Allowed: above 0, at most 1.")
+    Bar(torch.ones(1), keep, confidence)  # refuse before the long first run
     full = run(dict.fromkeys(streams, NEVER), True)
-    judge = quality or (lambda outputs, _: sum(a == b for a, b in zip(outputs, full.outputs, strict=True)) / len(rows))
-    best = judge(full.outputs, rows)
-    if best <= 0:
-        raise CalibrationError(f"At full depth the quality is {best}: there is nothing to keep a share of. Check references and metric.")
+    judge: Quality = quality or (lambda outputs, _: [float(a == b) for a, b in zip(outputs, full.outputs, strict=True)])
+    bar = Bar(marks_of(judge(full.outputs, rows), len(rows), confidence), keep, confidence)
+    best = float(bar.full.mean())
     tried: list[dict[str, Any]] = []
+    margins: list[float] = [0.0]
 
     def attempt(settings: dict[str, float]) -> dict[str, Any]:
         out = run(settings, False)
-        entry = {"settings": settings, "quality": judge(out.outputs, rows), "etr": etr(out.trace)}
+        marks = marks_of(judge(out.outputs, rows), len(rows), confidence)
+        entry = {"settings": settings, "quality": float(marks.mean()), "etr": etr(out.trace), "held": bar.held(marks)}
+        margins.append(bar.margin(marks))
         tried.append(entry)
         if progress is not None:
             progress(len(tried), trials)
@@ -121,27 +178,28 @@ def search(
         for threshold, _ in options[1:]:
             entry = attempt({**base, stream: threshold})
             loss[stream][threshold] = best - entry["quality"]
-            if entry["quality"] < best * keep - 2 * (1 - keep) * best and entry["quality"] < 0.9 * best:
+            if entry["quality"] < best - 3 * bar.room and entry["quality"] < 0.9 * best:
                 break  # deeper cuts of this stream can only lose more
-    combos = _combos(proposed, loss, streams)
-    room = best * (1 - keep)
-    for promised, depths, settings in combos:
+    luck = sorted(margins)[len(margins) // 2]
+    for promised, settings in _combos(proposed, loss, streams):
         if len(tried) >= trials:
             break
-        if promised <= room + 0.5 * room and not any(t["settings"] == {**base, **settings} for t in tried):
-            attempt({**base, **settings})
-        if any(t["quality"] >= keep * best and t["settings"] == {**base, **settings} for t in tried) and depths:
-            break
-    good = [t for t in tried if t["quality"] >= keep * best]
+        wanted = {**base, **settings}
+        known = next((t for t in tried if t["settings"] == wanted), None)
+        if known is None and promised + luck <= 1.5 * bar.room + luck / 2:
+            known = attempt(wanted)
+        if known is not None and known["held"]:
+            break  # the combinations come by rising cost
+    good = [t for t in tried if t["held"]]
     fallback: dict[str, Any] = {"settings": base, "quality": best, "etr": etr(full.trace)}
     chosen = max(good, key=lambda t: t["etr"], default=fallback)
-    return Calibration(keep, len(rows), best, chosen["quality"], chosen["etr"], dict(chosen["settings"]), tried)
+    return Calibration(keep, len(rows), best, chosen["quality"], chosen["etr"], dict(chosen["settings"]), tried, confidence)
 
 
 def _combos(
     proposed: Mapping[str, list[tuple[float, float]]], loss: Mapping[str, Mapping[float, float]], streams: Mapping[str, int]
-) -> list[tuple[float, float, dict[str, float]]]:
-    """(loss promised, cost, settings) of all combinations of thresholds that were run alone, cheapest first."""
+) -> list[tuple[float, dict[str, float]]]:
+    """(loss promised, settings) of all combinations of thresholds that were run alone, cheapest first."""
     names = list(proposed)
     out = []
     for choice in itertools.product(*([o for o in proposed[s] if o[0] in loss[s]] for s in names)):
@@ -150,5 +208,5 @@ def _combos(
         decoder = [d for s, (_, d) in zip(names, choice, strict=True) if s == "decoder"]
         cost = sum(encoder) / max(len(encoder), 1) + sum(decoder)
         promised = sum(max(0.0, loss[s][t]) for s, t in settings.items())
-        out.append((promised, cost, settings))
-    return sorted(out, key=lambda c: c[1])
+        out.append((cost, promised, settings))
+    return [(promised, settings) for _, promised, settings in sorted(out, key=lambda c: c[0])]

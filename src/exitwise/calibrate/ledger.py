@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..criteria import Fixed
 from ..errors import CalibrationError
 from ..run.walk import attached
-from .budget import NEVER, Calibration, depths_at
+from .budget import NEVER, Bar, Calibration, depths_at
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -54,13 +54,20 @@ class Ledger:
         out[DECODER] = depths_at(self.decoder[place], thresholds.get(DECODER, NEVER), minimum)
         return out
 
-    def judge(self, depths: Mapping[str, Tensor]) -> tuple[float, float]:
-        """(share of right answers, ETR) for given depths of every row; ETR with the mean of the encoder's streams."""
+    def marks(self, depths: Mapping[str, Tensor]) -> Tensor:
+        """(rows,) 1.0 where the answer is right, for given depths of every row."""
         place = (*(depths[s] - 1 for s in self.streams), torch.arange(self.rows), depths[DECODER] - 1)
+        return self.right[place].double()
+
+    def etr(self, depths: Mapping[str, Tensor]) -> float:
+        """Expected time reduction for given depths of every row, with the mean of the encoder's streams."""
         encoder = torch.stack([depths[s].double() for s in self.streams]).mean(0)
         most = sum(self.layers[s] for s in self.streams) / len(self.streams) + self.layers[DECODER]
-        saved = 1 - float((encoder + depths[DECODER].double()).mean()) / most
-        return float(self.right[place].double().mean()), saved
+        return 1 - float((encoder + depths[DECODER].double()).mean()) / most
+
+    def judge(self, depths: Mapping[str, Tensor]) -> tuple[float, float]:
+        """(share of right answers, ETR) for given depths of every row."""
+        return float(self.marks(depths).mean()), self.etr(depths)
 
     def static(self, **depths: int) -> tuple[float, float]:
         """The same for one fixed depth per stream."""
@@ -103,11 +110,21 @@ def record(engine: Engine, batches: Iterable[tuple[dict[str, Any], Callable[[Ten
     return Ledger.cat(parts)
 
 
+def remeasured(ledger: Ledger, engine: Engine, batches: Iterable[dict[str, Any]]) -> Ledger:
+    """The same answers under another rule for the encoder's exits: only its similarities are measured anew, one run per batch.
+
+    batches: the inputs of the ledger's rows, in its order. The answers must not depend on the rule but through the depths.
+    """
+    traces = [engine.run(record=True, **inputs).trace for inputs in batches]
+    encoder = {s: torch.cat([trace.sureness[s] for trace in traces]) for s in ledger.streams}
+    if any(len(measured) != ledger.rows for measured in encoder.values()):
+        raise CalibrationError(f"The ledger has {ledger.rows} rows, other batches were given. Give the batches that it was made of.")
+    return replace(ledger, encoder=encoder)
+
+
 def _decoded(engine: Engine, inputs: dict[str, Any], depths: Mapping[str, int]) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
     """((rows, layers) similarities of the decoder, last token's state after each layer, similarities of the encoder) at fixed
     encoder depths."""
-    from dataclasses import replace
-
     plan = engine.plan()
     rules = dict(plan.rules)
     scope = rules[DECODER]
@@ -140,31 +157,47 @@ def thresholds_of(sureness: Tensor, layers: int, count: int, minimum: int = 1) -
     return [*sorted({float(v) for v in torch.quantile(values, torch.linspace(0, 1, count).double())}), NEVER]
 
 
-def cheapest(ledger: Ledger, keep: float, encoder: int = 14, decoder: int = 60, minimum: int = 1, slack: float = 0.0) -> Calibration:
-    """The thresholds of the greatest ETR whose share of right answers is at least `keep` (+ `slack`) of full depth's, over a grid
-    of quantiles."""
-    if not 0 < keep <= 1:
-        raise CalibrationError(f"keep={keep} is not a share of quality. Allowed: above 0, at most 1.")
+def cheapest(
+    ledger: Ledger,
+    keep: float,
+    encoder: int = 14,
+    decoder: int = 60,
+    minimum: int = 1,
+    confidence: float | None = None,
+    tied: bool = False,
+) -> Calibration:
+    """The thresholds of the greatest ETR that keep `keep` of full depth's share of right answers, over a grid of quantiles.
+
+    encoder, decoder: points of the grid. confidence: see `budget.Bar`. tied: one threshold for all of the encoder's streams.
+    """
     if ledger.full <= 0:
         raise CalibrationError("At full depth no answer is right: there is nothing to keep a share of. Check labels and candidates.")
-    floor = min(1.0, keep + slack) * ledger.full
+    bar = Bar(ledger.marks(_whole(ledger)), keep, confidence)
     best: tuple[float, float, dict[str, float]] = (0.0, ledger.full, dict.fromkeys((*ledger.streams, DECODER), NEVER))
-    own = {s: thresholds_of(ledger.encoder[s], ledger.layers[s], encoder, minimum) for s in ledger.streams}
+    own = [thresholds_of(ledger.encoder[s], ledger.layers[s], encoder, minimum) for s in ledger.streams]
     last = thresholds_of(ledger.decoder, ledger.layers[DECODER], decoder, minimum)
     tried: list[dict[str, Any]] = []
-    for choice in itertools.product(*own.values()):
+    for choice in zip(*[own[0]] * len(own), strict=True) if tied else itertools.product(*own):
         settings = dict(zip(ledger.streams, choice, strict=True))
         front: dict[str, Any] | None = None
         for threshold in last:
             depths = ledger.depths({**settings, DECODER: threshold}, minimum)
-            quality, saved = ledger.judge(depths)
-            if quality >= floor and (front is None or saved > front["etr"]):
-                front = {"settings": {**settings, DECODER: threshold}, "quality": quality, "etr": saved}
+            saved = ledger.etr(depths)
+            if front is not None and saved <= front["etr"]:
+                continue
+            marks = ledger.marks(depths)
+            if bar.held(marks):
+                front = {"settings": {**settings, DECODER: threshold}, "quality": float(marks.mean()), "etr": saved, "held": True}
         if front is not None:
             tried.append(front)
             if front["etr"] > best[0]:
                 best = front["etr"], front["quality"], front["settings"]
-    return Calibration(keep, ledger.rows, ledger.full, best[1], best[0], best[2], tried)
+    return Calibration(keep, ledger.rows, ledger.full, best[1], best[0], best[2], tried, confidence)
+
+
+def _whole(ledger: Ledger) -> dict[str, Tensor]:
+    """Full depth for every row."""
+    return {s: torch.full((ledger.rows,), n) for s, n in ledger.layers.items() if s in (*ledger.streams, DECODER)}
 
 
 def best_static(ledger: Ledger, etr: float) -> tuple[dict[str, int], float, float]:

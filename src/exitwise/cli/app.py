@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .converting import convert
 from .learning import calibrate, train
 from .looking import families, inspect, methods
 from .measuring import bench, demo, report
@@ -37,7 +38,7 @@ def _root(
 
 for panel, commands in {
     "Begin": (demo, run, inspect),
-    "Make exits": (train, calibrate),
+    "Make exits": (convert, train, calibrate),
     "Measure": (bench, report),
     "What there is": (methods, families),
 }.items():

@@ -34,6 +34,9 @@ def calibrate(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the exits go (exitwise.json).", show_default=False)] = ...,  # type: ignore[assignment]
     split: options.Split = None,
     keep: Annotated[float, typer.Option(help="Share of full depth's quality to keep, above 0, at most 1.")] = 0.99,
+    confidence: Annotated[
+        float | None, typer.Option(help="Keep the share with so much certainty over the draw of the items: 0.5 to 1, such as 0.9.")
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Most settings that are run for captions.")] = 24,
     knobs: options.Set = None,
     beams: options.Beams = 1,
@@ -61,7 +64,7 @@ def calibrate(
     items = tasks.load(task.value, data, split, skip_bad, limit)
     pair = unified(model, "calibrate")
     engine = engine_of(pair.model, None, None, given, **({"decoder_scope": "last"} if task.value == "answer" else {}))
-    engine, found = _thresholds(engine, pair, items, keep, trials, beams)
+    engine, found = _thresholds(engine, pair, items, keep, confidence, trials, beams)
     path = engine.save(out)
     for fault in items.faults:
         note(f"left out: {fault.where}: {fault.what}")
@@ -79,43 +82,27 @@ def _share(keep: float) -> None:
         raise CalibrationError(f"--keep {keep} is not a share of quality. Allowed: above 0, at most 1; 0.99 keeps 99 %.")
 
 
-def _thresholds(engine: Engine, pair: Unified, task: Task, keep: float, trials: int, beams: int) -> tuple[Engine, Calibration]:
+def _thresholds(
+    engine: Engine, pair: Unified, task: Task, keep: float, confidence: float | None, trials: int, beams: int
+) -> tuple[Engine, Calibration]:
     """The engine with its thresholds, and what was found. Progress on stderr."""
     import sys
 
     from tqdm.auto import tqdm
 
-    from ..bench.ask import Asker, scores
-    from ..bench.ways import ledger
-    from ..calibrate.ledger import cheapest
+    from ..bench.ask import Asker
+    from ..bench.choosing import thresholds
 
     asker = Asker(pair.model, pair.processor, beams)
     with tqdm(total=len(task.items), desc="images", unit="image", file=sys.stderr, mininterval=0.5) as bar:
         asked = asker.prepare(task.items, bar.update)
-    telling = task.kind == "answer" and all(asker.trie(item).first_tokens() is not None for item in task.items)
-    if telling:
-        with tqdm(desc="every item at every exit", unit="batch", file=sys.stderr, mininterval=0.5) as bar:
-            book = ledger(asker, engine, asked, 32, lambda _: _tick(bar))
-        found = cheapest(book, keep, minimum=engine.settings_dict().get("minimum", 1))
-        engine = engine.with_settings(**found.settings)
-        engine.calibration = found
-        return engine, found
+    with tqdm(desc="calibrate", unit="run", file=sys.stderr, mininterval=0.5) as bar:
 
-    def predict(with_exits: Engine, rows: Any) -> Any:
-        said = asker.ask(with_exits, rows)
-        return said.texts, said.trace
+        def tick(what: str) -> None:
+            bar.set_description_str(what)
+            bar.update()
 
-    def judge(texts: Any, rows: Any) -> float:
-        each = scores(task.kind, texts, [one.item for one in rows])
-        return sum(each) / len(each)
-
-    with tqdm(total=trials, desc="settings tried", unit="run", file=sys.stderr, mininterval=0.5) as bar:
-        found = engine.calibrate(asked, keep=keep, quality=judge, predict=predict, trials=trials, progress=lambda done, _: _tick(bar))
-    return engine, found
-
-
-def _tick(bar: Any) -> None:
-    bar.update()
+        return thresholds(asker, engine, task.kind, asked, keep, confidence, trials, tick)
 
 
 def _found(found: Calibration, task: Task, path: Path) -> Any:

@@ -67,7 +67,7 @@ def _shipped_exits(model: str, kind: str) -> Path | None:
     from ..models import shipped_path
     from .loading import SHIPPED
 
-    folder = shipped_path() / "exits" / kind
+    folder = shipped_path() / "exits" / kind / "mue"
     return folder if model == SHIPPED and (folder / "exitwise.json").is_file() else None
 
 

@@ -5,6 +5,7 @@ Importing this registers the model with the Auto classes of `transformers`.
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoProcessor
 
+from .checkpoint import CheckpointReport, convert_checkpoint, load_checkpoint
 from .configuration import OFAConfig
 from .decoder import OFADecoder
 from .encoder import OFAEncoder, OFAEncoderOutput
@@ -21,6 +22,7 @@ AutoModelForImageTextToText.register(OFAConfig, OFAForConditionalGeneration, exi
 AutoProcessor.register(OFAConfig, OFAProcessor, exist_ok=True)
 
 __all__ = [
+    "CheckpointReport",
     "Lite0",
     "OFAConfig",
     "OFADecoder",
@@ -34,6 +36,8 @@ __all__ = [
     "ResNetTrunk",
     "Stem",
     "Trie",
+    "convert_checkpoint",
+    "load_checkpoint",
     "load_lite0",
     "train_tokenizer",
 ]

@@ -1,0 +1,72 @@
+"""Thresholds for a task: answers of one telling token on a ledger (every item at every exit), everything else by live runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..calibrate.budget import Calibration
+from ..calibrate.ledger import Ledger, cheapest, record
+from ..engine import Engine
+from ..trace import Trace
+from .ask import Asked, Asker, scores
+
+Tick = Callable[[str], None]
+
+
+def thresholds(
+    asker: Asker,
+    engine: Engine,
+    kind: str,
+    items: Sequence[Asked],
+    keep: float,
+    confidence: float | None = None,
+    trials: int = 24,
+    tick: Tick = lambda _: None,
+) -> tuple[Engine, Calibration]:
+    """The engine with the cheapest thresholds that keep enough on these items, and what was found. See `calibrate.budget.Bar`."""
+    if kind == "answer" and all(asker.trie(one.item).first_tokens() is not None for one in items):
+        book = ledger(asker, engine, items, tick=tick)
+        found = cheapest(book, keep, minimum=engine.settings_dict().get("minimum", 1), confidence=confidence)
+        engine = engine.with_settings(**found.settings)
+        engine.calibration = found
+        return engine, found
+    engine = engine.with_settings()
+    return engine, engine.calibrate(items, keep=keep, confidence=confidence, trials=trials, **live(asker, kind, tick))
+
+
+def live(asker: Asker, kind: str, tick: Tick = lambda _: None, rows: int = 32) -> dict[str, Any]:
+    """How `Engine.calibrate` runs the items, and how it judges what was said."""
+
+    def predict(engine: Engine, items: Sequence[Asked]) -> tuple[list[str], Trace]:
+        tick("the items at other thresholds")
+        said = asker.ask(engine, items, rows)
+        return said.texts, said.trace
+
+    def quality(texts: Sequence[str], items: Sequence[Asked]) -> list[float]:
+        return scores(kind, texts, [one.item for one in items])
+
+    return {"predict": predict, "quality": quality}
+
+
+def ledger(asker: Asker, engine: Engine, items: Sequence[Asked], rows: int = 32, tick: Tick = lambda _: None) -> Ledger:
+    """Every item at every exit and every pair of encoder depths."""
+
+    def batches() -> Iterator[tuple[dict[str, Any], Callable[[Tensor], Tensor]]]:
+        for places in asker.groups(items, rows):
+            part = [items[p] for p in places]
+            tick("every item at every exit")
+            yield {**asker.inputs(part), "use_cache": False}, _judge(asker, part)
+
+    return record(engine, batches())
+
+
+def _judge(asker: Asker, part: Sequence[Asked]) -> Callable[[Tensor], Tensor]:
+    first = asker.trie(part[0].item).first_tokens()
+    assert first is not None, "a ledger holds answers of one telling token"
+    names, ids = first
+    right = torch.tensor([names.index(a.item.references[0]) for a in part])
+    return lambda logits: logits[:, ids].argmax(-1) == right
