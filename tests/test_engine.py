@@ -216,19 +216,18 @@ def test_calibration_keeps_what_was_asked_and_takes_it(pair):
 def test_the_bar_by_hand():
     """Full depth is right in 4 of 4 rows, the setting in 3 of 4; keep 0.5. The differences are .5 .5 .5 -.5: mean .25, sd .5, error .25."""
     full, marks = torch.ones(4), torch.tensor([1.0, 1.0, 1.0, 0.0])
-    z = 0.8416212335729143  # the 80 % point of the normal distribution
-    assert Bar(full, 0.5, 0.8).margin(marks) == pytest.approx(z * 0.25)
-    assert Bar(full, 0.5, 0.8).held(marks) and not Bar(full, 0.5, 0.9).held(marks)  # z(0.9) is 1.28: 0.32 > 0.25
+    assert Bar(full, 0.5, 2.0).luck(marks) == pytest.approx(0.5)
+    assert Bar(full, 0.5, 0.99).held(marks) and not Bar(full, 0.5, 1.01).held(marks)
     assert Bar(full, 0.75).held(marks) and not Bar(full, 0.76).held(marks)
-    for wrong in ({"keep": 0.0}, {"keep": 1.1}, {"keep": 0.9, "confidence": 0.2}, {"keep": 0.9, "confidence": 1.0}):
+    for wrong in ({"keep": 0.0}, {"keep": 1.1}, {"keep": 0.9, "margin": -1.0}, {"keep": 0.9, "margin": float("nan")}):
         with pytest.raises(exitwise.ExitwiseError, match="Allowed"):
             Bar(full, **wrong)
 
 
-def test_a_confidence_needs_a_figure_for_each_row(pair):
+def test_a_margin_needs_a_figure_for_each_row(pair):
     engine, rows = Engine(pair[0]), rows_of(pair[1])
     with pytest.raises(exitwise.ExitwiseError, match="one per row"):
-        engine.calibrate(rows, quality=lambda outputs, rows: 1.0, confidence=0.9, max_new_tokens=2)
+        engine.calibrate(rows, quality=lambda outputs, rows: 1.0, margin=1.0, max_new_tokens=2)
     with pytest.raises(exitwise.ExitwiseError, match="1 figures for 2 rows"):
         engine.calibrate(rows, quality=lambda outputs, rows: [1.0], max_new_tokens=2)
 

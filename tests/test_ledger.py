@@ -91,14 +91,14 @@ def test_a_least_depth_holds_in_replay_as_it_does_live(recorded):
         assert not torch.equal(replayed[stream], ledger.depths(chosen)[stream])
 
 
-def test_a_confidence_asks_for_more_than_the_mean(recorded):
+def test_a_margin_asks_for_more_than_the_mean(recorded):
     """What is chosen must clear the bar less its margin; what the plain mean chose does not."""
     *_, ledger = recorded
-    plain, sure = cheapest(ledger, 0.9), cheapest(ledger, 0.9, confidence=0.9)
-    bar = Bar(ledger.marks({s: torch.full((24,), 4) for s in ledger.layers}), 0.9, 0.9)
+    plain, sure = cheapest(ledger, 0.9), cheapest(ledger, 0.9, margin=1.0)
+    bar = Bar(ledger.marks({s: torch.full((24,), 4) for s in ledger.layers}), 0.9, 1.0)
     assert bar.held(ledger.marks(ledger.depths(sure.settings)))
     assert not bar.held(ledger.marks(ledger.depths(plain.settings)))
-    assert sure.etr < plain.etr and sure.confidence == 0.9
+    assert sure.etr < plain.etr and sure.margin == 1.0
 
 
 def test_one_threshold_for_both_streams_where_they_leave_together(recorded):

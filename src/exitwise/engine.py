@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,8 @@ from transformers.utils import ModelOutput
 
 from . import families, methods
 from .calibrate.budget import Calibration, Outcome, Quality, search
-from .errors import CheckpointError, FingerprintError, InputError, KnobError
+from .criteria import Fixed
+from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError
 from .method import Method
 from .run.walk import Plan, Session, attached
 from .stack import Family
@@ -65,7 +66,7 @@ class Engine:
         self.family_name, self.family = ("given", family) if family is not None else families.of(model)
         self._settings = self.method.settings(knobs)
         self.calibration: Calibration | None = None
-        self._turn, self._record = 0, False
+        self._turn, self._record, self._proven = 0, False, self.family_name != families.DISCOVERED
         self.plan()  # a knob that does not fit the model is refused now, not in mid-run
 
     def __repr__(self) -> str:
@@ -132,8 +133,34 @@ class Engine:
         with attached(self.model, self.family, plan) as session:
             yield session
 
+    def _prove(self, call: Callable[[], Any]) -> None:
+        """A family that was only discovered must give the untouched model's output at full depth: on the first inputs it meets, both run.
+
+        `exitwise inspect --check` tests more. Raises FamilyError where the walk is not the model.
+        """
+        if self._proven:
+            return
+        whole = Plan({s: Fixed(n) for s, n in self.layers.items()}, decompose=False)
+        with torch.no_grad():
+            want = _tensors(call())
+            with attached(self.model, self.family, whole) as session:
+                got = _tensors(call())
+        still = [stack.path for stack in self.family.stacks_of(self.model) if not session.trace.calls.get(stack.path)]
+        same = len(want) == len(got) and all(
+            a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(a.abs().max()) if a.numel() else 0.0)
+            for a, b in zip((w.double() for w in want), (g.double() for g in got), strict=True)
+        )
+        if still or not same:
+            what = f"no layer of {', '.join(still)} was walked" if still else "at full depth its output is another"
+            raise FamilyError(
+                f"The structure that was discovered in {type(self.model).__name__} is not how it runs: {what}. "
+                "Write a family in code (docs/adding-a-family.md) and pass it as Engine(model, family=...)."
+            )
+        self._proven = True
+
     def run(self, record: bool = False, **inputs: Any) -> Any:
         """The model's own output for these inputs, with `.trace` added. Gradients are off."""
+        self._prove(lambda: self.model(**inputs))
         with torch.no_grad(), self.attached(record=record) as session:
             out = self.model(**inputs)
         if isinstance(out, tuple):
@@ -182,6 +209,7 @@ class Engine:
         config = asked.get("generation_config") or model.generation_config
         beams = asked.get("num_beams") or getattr(config, "num_beams", None) or 1
         steps = asked.get("max_new_tokens") or asked.get("max_length") or getattr(config, "max_new_tokens", None) or config.max_length or 20
+        self._prove(lambda: model.generate(**{**asked, "max_new_tokens": 2, "do_sample": False}))
         drop = beams == 1 and not asked.keys() & {"eos_token_id", "pad_token_id", "generation_config"}  # then the ends are the caller's own
         with torch.no_grad(), self.attached(steps=steps, record=record, drop_ended=drop) as session:
             out = model.generate(**asked, output_scores=wants_scores or beams > 1)
@@ -198,7 +226,7 @@ class Engine:
         quality: Quality | None = None,
         predict: Callable[[Engine, Sequence[Any]], tuple[Sequence[Any], Trace]] | None = None,
         trials: int = 24,
-        confidence: float | None = None,
+        margin: float = 0.0,
         progress: Callable[[int, int], None] | None = None,
         **generate: Any,
     ) -> Calibration:
@@ -207,8 +235,8 @@ class Engine:
         rows: any sequence; by default each is a dict of `generate`'s inputs for one item. predict: (engine, rows) -> (outputs,
         trace), by default
         `generate` row by row with `generate`'s arguments. quality: (outputs, rows) -> one figure, or one per row; higher is better,
-        by default 1.0 where the output equals the full-depth model's. confidence: demand the share with so much certainty over the draw of
-        the rows (0.5 to 1; see `calibrate.budget.Bar`), which needs a figure per row. trials: most settings that are run. Cost is
+        by default 1.0 where the output equals the full-depth model's. margin: standard errors by which the share must be
+        kept (0: the mean alone; see `calibrate.budget.Bar`), which needs a figure per row. trials: most settings that are run. Cost is
         one minus ETR. Raises CalibrationError for an empty or hopeless request.
         """
         foretell = predict or (lambda engine, items: _predict(engine, items, generate))
@@ -221,7 +249,7 @@ class Engine:
             return Outcome(outputs, trace)
 
         found = search(
-            run=run, quality=quality, rows=rows, keep=keep, trials=trials, confidence=confidence, progress=progress,
+            run=run, quality=quality, rows=rows, keep=keep, trials=trials, margin=margin, progress=progress,
             streams={s: n for s, n in self.layers.items() if s in self.method.calibrated}, minimum=self._settings.get("minimum", 1),
         )  # fmt: skip
         self._settings = self.method.settings({**self._settings, **found.settings})
@@ -275,6 +303,14 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         sample = values[:: max(1, values.numel() // 64)][:64].float().cpu()
         digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     return {"class": type(model).__name__, "parameters": count, "sha256": digest.hexdigest()}
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """All tensors of an output that are not caches, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _repeat(value: Any, rows: int, count: int) -> Any:

@@ -134,6 +134,28 @@ def test_an_owner_that_does_not_call_its_layers_fails_the_test() -> None:
         require(model, inputs)
 
 
+class Apart(TwoInOne):
+    """Its layers are not run one after the other: each reads the input, and their outputs are added."""
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        text = torch.stack([layer(text) for layer in self.text_layers]).sum(0)
+        return self.image_layers[2](self.image_layers[1](self.image_layers[0](image))).mean(1) + text.mean(1)
+
+
+def test_an_engine_holds_what_was_discovered_to_the_first_inputs() -> None:
+    """A structure that is not how the model runs is refused before anything is answered, and the model is left whole."""
+    torch.manual_seed(0)
+    inputs = {"image": torch.randn(2, 3, 8), "text": torch.randn(2, 5, 8)}
+    idle = TwoInOne().eval()
+    idle.add_module("spare_layers", nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(2)))
+    with pytest.raises(FamilyError, match="no layer of spare_layers was walked.*adding-a-family"):
+        Engine(idle, "static", image=1).run(**inputs)
+    model = Apart().eval()
+    with pytest.raises(FamilyError, match="at full depth its output is another.*adding-a-family"):
+        Engine(model, "static", image=1).run(**inputs)
+    assert type(model) is Apart and torch.equal(model(**inputs), Apart.forward(model, **inputs))
+
+
 def test_one_layer_in_many_places_is_refused() -> None:
     model = TwoInOne().eval()
     model.text_layers = nn.ModuleList([model.text_layers[0]] * 4)

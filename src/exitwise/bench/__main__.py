@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..models import shipped_path
 from . import record, speed, table, tasks
 from .demo import KEEP
 from .measure import Setup, judge_on
@@ -35,9 +36,10 @@ def demo(out: Path, summary: Summary) -> None:
 
 
 def held(kind: str, folder: Path, out: Path, summary: Summary, beams: int = 1) -> None:
-    """One task on held-out data: calibrated on calibration.jsonl, judged on test.jsonl. No gallery: that data may not be published."""
-    setup = Setup(out=out, name=f"heldout-{kind}", keep=KEEP[kind], beams=beams, timed=40, gallery=0, tick=_tell)
-    run = judge_on(tasks.load(kind, folder, "test"), tasks.load(kind, folder, "calibration"), f"held-out {kind}", setup)
+    """The shipped exits, which were chosen on calibration.jsonl, judged on test.jsonl. No gallery: that data may not be published."""
+    exits = shipped_path() / "exits" / kind
+    setup = Setup(exits=exits, out=out, name=f"heldout-{kind}", keep=KEEP[kind], beams=beams, timed=40, gallery=0, tick=_tell)
+    run = judge_on(tasks.load(kind, folder, "test"), None, f"held-out {kind}", setup)
     print(table.render(run))
     _figures(summary, f"mue/{kind}", run)
 

@@ -23,19 +23,19 @@ def thresholds(
     kind: str,
     items: Sequence[Asked],
     keep: float,
-    confidence: float | None = None,
+    margin: float = 0.0,
     trials: int = 24,
     tick: Tick = lambda _: None,
 ) -> tuple[Engine, Calibration]:
     """The engine with the cheapest thresholds that keep enough on these items, and what was found. See `calibrate.budget.Bar`."""
     if kind == "answer" and all(asker.trie(one.item).first_tokens() is not None for one in items):
         book = ledger(asker, engine, items, tick=tick)
-        found = cheapest(book, keep, minimum=engine.settings_dict().get("minimum", 1), confidence=confidence)
+        found = cheapest(book, keep, minimum=engine.settings_dict().get("minimum", 1), margin=margin)
         engine = engine.with_settings(**found.settings)
         engine.calibration = found
         return engine, found
     engine = engine.with_settings()
-    return engine, engine.calibrate(items, keep=keep, confidence=confidence, trials=trials, **live(asker, kind, tick))
+    return engine, engine.calibrate(items, keep=keep, margin=margin, trials=trials, **live(asker, kind, tick))
 
 
 def live(asker: Asker, kind: str, tick: Tick = lambda _: None, rows: int = 32) -> dict[str, Any]:

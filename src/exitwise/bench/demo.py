@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..models import shipped_path
 from . import record, report, table
 from .measure import judge
 
@@ -26,7 +27,8 @@ def main(out: Path = Path("results"), quick: bool = False, seed: int = 0, page: 
                 bar.update()
 
             limit = 24 if quick else None
-            run = judge(kind, limit=limit, out=out, seed=seed, keep=KEEP[kind], timed=8 if quick else 24, name=f"demo-{kind}", tick=tick)
+            exits, timed = shipped_path() / "exits" / kind, 8 if quick else 24
+            run = judge(kind, exits=exits, limit=limit, out=out, seed=seed, keep=KEEP[kind], timed=timed, name=f"demo-{kind}", tick=tick)
         runs.append(run)
         print(table.render(run, 80))
     where = report.write(runs, page or out / "report.html")

@@ -16,12 +16,13 @@ import torch
 
 from ..cost import count_macs, etr_readings
 from ..engine import Engine
+from ..errors import InputError
 from ..trace import Trace
 from . import record, tasks
 from .ask import Asked, Asker, Said, load_pair, scores
+from .choosing import Tick
 from .compare import ratio
 from .metrics import bootstrap
-from .choosing import Tick
 from .ways import Request, Way, choose, histogram, kept
 
 READINGS = {"streams": "mean", "deepest": "max", "tokens": "tokens"}
@@ -32,7 +33,7 @@ STEM = "model.encoder.stem"
 class Setup:
     """How a task is judged. model: a folder of a unified model (None: the shipped one). exits: a folder of `Engine.save`, judged
     as they are
-    (None: calibrate). keep, confidence: see `ways.Request`. beams: for captions. timed: items on the clock. gallery: pictures in the report."""
+    (None: calibrate). keep, margin: see `ways.Request`. beams: for captions. timed: items on the clock. gallery: pictures in the report."""
 
     model: str | None = None
     exits: str | Path | None = None
@@ -40,7 +41,7 @@ class Setup:
     name: str | None = None
     seed: int = 0
     keep: float = 0.99
-    confidence: float | None = None
+    margin: float = 0.0
     beams: int = 1
     timed: int = 24
     gallery: int = 12
@@ -62,12 +63,16 @@ def judge(
     `Setup`. Returns the record, which is written under `out` too. Raises InputError for data that cannot be used.
     """
     task = tasks.sample(kind, "test") if folder is None else tasks.load(kind, folder, split, skip_bad, limit)
-    held = tasks.sample(kind, "calibration") if calibration is None else _calibration(kind, folder, calibration, skip_bad)
-    return judge_on(task.first(limit), held, "embedded sample" if folder is None else Path(folder).name, Setup(**setup))
+    asked = Setup(**setup)
+    held = None
+    if asked.exits is None:
+        held = tasks.sample(kind, "calibration") if calibration is None else _calibration(kind, folder, calibration, skip_bad)
+    return judge_on(task.first(limit), held, "embedded sample" if folder is None else Path(folder).name, asked)
 
 
-def judge_on(task: tasks.Task, held: tasks.Task, data: str, setup: Setup) -> dict[str, Any]:
-    """The same for tasks that are loaded already: judged on `task`, calibrated on `held`. data: how the record names them."""
+def judge_on(task: tasks.Task, held: tasks.Task | None, data: str, setup: Setup) -> dict[str, Any]:
+    """The same for tasks that are loaded already: judged on `task`, calibrated on `held` (None: exits are given). data: how the
+    record names them."""
     kind = task.kind
     loaded, processor = load_pair(setup.model)
     asker = Asker(loaded, processor, setup.beams)
@@ -77,17 +82,19 @@ def judge_on(task: tasks.Task, held: tasks.Task, data: str, setup: Setup) -> dic
         "data": data,
         "beams": setup.beams,
         "keep": setup.keep,
-        "confidence": setup.confidence,
+        "margin": setup.margin,
     }
     with record.run(setup.out, setup.name or f"bench-{kind}", config, setup.seed) as run:
         items = asker.prepare(task.items, lambda: setup.tick("images"))
-        if setup.exits is not None:
+        if held is None:
+            if setup.exits is None:
+                raise InputError("There is nothing to choose exits on. Give exits, or items to calibrate on.")
             ways = kept(asker, Path(setup.exits))
             known = ways[1].engine.calibration
             found: dict[str, Any] = {} if known is None else {**known.to_dict(), "tried": len(known.tried)}
         else:
             chosen = asker.prepare(held.items, lambda: setup.tick("images"))
-            asked = Request(keep=setup.keep, confidence=setup.confidence, seed=setup.seed)
+            asked = Request(keep=setup.keep, margin=setup.margin, seed=setup.seed)
             ways, found = choose(asker, kind, chosen, asked, setup.tick)
         run["task"] = {
             "kind": kind, "metric": task.metric, "folder": data, "split": task.split,

@@ -37,10 +37,10 @@ class Way:
 
 @dataclass(frozen=True)
 class Request:
-    """What calibration is asked for. confidence: see `calibrate.budget.Bar`."""
+    """What calibration is asked for. margin: see `calibrate.budget.Bar`."""
 
     keep: float = 0.99
-    confidence: float | None = None
+    margin: float = 0.0
     trials: int = 24
     statics: int = 10
     rows: int = 32
@@ -88,12 +88,12 @@ def _answers(asker: Asker, items: Sequence[Asked], request: Request, tick: Tick)
     base = Engine(asker.model, "mue", decoder_scope="last")
     book = ledger(asker, base, items, request.rows, tick)
     tick("thresholds")
-    found = cheapest(book, request.keep, confidence=request.confidence)
+    found = cheapest(book, request.keep, margin=request.margin)
     base = base.with_settings(**found.settings)
     base.calibration = found
     joint = Engine(asker.model, "mue", decoder_scope="last", decompose=False)
     batches = ({**asker.inputs([items[p] for p in places]), "use_cache": False} for places in asker.groups(items, request.rows))
-    tied = cheapest(remeasured(book, joint, batches), request.keep, confidence=request.confidence, tied=True)
+    tied = cheapest(remeasured(book, joint, batches), request.keep, margin=request.margin, tied=True)
     depths: dict[str, Any] = dict(best_static(book, found.etr)[0])
     ways = [
         Way("mue", base, found.settings),
@@ -124,7 +124,7 @@ def _tied(settings: dict[str, float]) -> dict[str, float]:
 
 def _captions(asker: Asker, items: Sequence[Asked], request: Request, tick: Tick) -> tuple[list[Way], dict[str, Any]]:
     how = live(asker, "caption", tick, request.rows)
-    asked: dict[str, Any] = {"keep": request.keep, "confidence": request.confidence, **how}
+    asked: dict[str, Any] = {"keep": request.keep, "margin": request.margin, **how}
     base = Engine(asker.model, "mue")
     found = base.calibrate(items, trials=request.trials, **asked)
     joint = Engine(asker.model, "mue", decompose=False)

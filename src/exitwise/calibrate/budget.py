@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -43,7 +42,7 @@ class Calibration:
     etr: float
     settings: dict[str, float]
     tried: list[dict[str, Any]] = field(default_factory=list)
-    confidence: float | None = None
+    margin: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -89,23 +88,21 @@ def proposals(sureness: Tensor, layers: int, minimum: int, count: int = 5) -> li
 
 @dataclass(frozen=True)
 class Bar:
-    """What a setting must clear: mean quality of at least `keep` times full depth's; with a confidence, also against the luck of the rows.
+    """What a setting must clear: mean quality of at least `keep` times full depth's, with a margin against the luck of the rows.
 
-    full: full depth's quality of each row. With a confidence c, the mean of (quality - keep * full depth's) over rows, less z(c) standard
-    errors, must not be below 0: a normal approximation for one setting. It is no guarantee, which needs a bound of its own.
+    full: full depth's quality of each row. margin: standard errors of the mean of (quality - keep * full depth's) over the rows, by
+    which that mean must stand above 0. 1 is exceeded by luck in about one case of six, for one setting. It is no guarantee: that needs `guarantee`.
     """
 
     full: Tensor
     keep: float
-    confidence: float | None = None
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise CalibrationError(f"keep={self.keep} is not a share of quality. Allowed: above 0, at most 1.")
-        if self.confidence is not None and not 0.5 <= self.confidence < 1:
-            raise CalibrationError(
-                f"confidence={self.confidence} is not allowed. Allowed: None, or 0.5 and above and below 1, such as 0.9."
-            )
+        if not 0 <= self.margin < 100:
+            raise CalibrationError(f"margin={self.margin} is not a number of standard errors. Allowed: 0 and above, such as 1.")
         if float(self.full.mean()) <= 0:
             raise CalibrationError(
                 f"At full depth the quality is {float(self.full.mean())}: there is nothing to keep a share of. Check references and metric."
@@ -116,26 +113,25 @@ class Bar:
         """How much quality may be lost."""
         return (1 - self.keep) * float(self.full.mean())
 
-    def margin(self, marks: Tensor) -> float:
-        """What the luck of the rows may be worth, in units of quality: z standard errors of the paired difference."""
-        if self.confidence is None or len(marks) < 2:
+    def luck(self, marks: Tensor) -> float:
+        """What the luck of the rows may be worth, in units of quality: `margin` standard errors of the paired difference."""
+        if not self.margin or len(marks) < 2:
             return 0.0
-        error = float((marks - self.keep * self.full).std()) / len(marks) ** 0.5
-        return NormalDist().inv_cdf(self.confidence) * error
+        return self.margin * float((marks - self.keep * self.full).std()) / len(marks) ** 0.5
 
     def held(self, marks: Tensor) -> bool:
         """Whether rows of this quality clear the bar."""
-        return float(marks.mean()) - self.margin(marks) >= self.keep * float(self.full.mean()) - 1e-12  # rounding of equal means
+        return float(marks.mean()) - self.luck(marks) >= self.keep * float(self.full.mean()) - 1e-12  # rounding of equal means
 
 
-def marks_of(judged: float | Sequence[float], rows: int, confidence: float | None) -> Tensor:
-    """Quality of each row; one figure for all rows stands for itself, and allows no confidence."""
-    if isinstance(judged, Sequence) or isinstance(judged, Tensor):
+def marks_of(judged: float | Sequence[float], rows: int, margin: float) -> Tensor:
+    """Quality of each row; one figure for all rows stands for itself, and allows no margin."""
+    if isinstance(judged, Sequence | Tensor):
         if len(judged) != rows:
             raise CalibrationError(f"The quality function gave {len(judged)} figures for {rows} rows. Give one figure, or one per row.")
         return torch.as_tensor(judged, dtype=torch.float64)
-    if confidence is not None:
-        raise CalibrationError("A confidence needs a quality for each row, but the quality function gave one figure. Return one per row.")
+    if margin:
+        raise CalibrationError("A margin needs a quality for each row, but the quality function gave one figure. Return one per row.")
     return torch.full((1,), float(judged), dtype=torch.float64)
 
 
@@ -147,25 +143,25 @@ def search(
     quality: Quality | None = None,
     trials: int = 24,
     minimum: int = 1,
-    confidence: float | None = None,
+    margin: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """See `Engine.calibrate`. run: (settings, record) -> Outcome."""
     if not rows:
         raise CalibrationError("There are no calibration rows. Give a few hundred.")
-    Bar(torch.ones(1), keep, confidence)  # refuse before the long first run
+    Bar(torch.ones(1), keep, margin)  # refuse before the long first run
     full = run(dict.fromkeys(streams, NEVER), True)
     judge: Quality = quality or (lambda outputs, _: [float(a == b) for a, b in zip(outputs, full.outputs, strict=True)])
-    bar = Bar(marks_of(judge(full.outputs, rows), len(rows), confidence), keep, confidence)
+    bar = Bar(marks_of(judge(full.outputs, rows), len(rows), margin), keep, margin)
     best = float(bar.full.mean())
     tried: list[dict[str, Any]] = []
-    margins: list[float] = [0.0]
+    lucks: list[float] = [0.0]
 
     def attempt(settings: dict[str, float]) -> dict[str, Any]:
         out = run(settings, False)
-        marks = marks_of(judge(out.outputs, rows), len(rows), confidence)
+        marks = marks_of(judge(out.outputs, rows), len(rows), margin)
         entry = {"settings": settings, "quality": float(marks.mean()), "etr": etr(out.trace), "held": bar.held(marks)}
-        margins.append(bar.margin(marks))
+        lucks.append(bar.luck(marks))
         tried.append(entry)
         if progress is not None:
             progress(len(tried), trials)
@@ -180,7 +176,7 @@ def search(
             loss[stream][threshold] = best - entry["quality"]
             if entry["quality"] < best - 3 * bar.room and entry["quality"] < 0.9 * best:
                 break  # deeper cuts of this stream can only lose more
-    luck = sorted(margins)[len(margins) // 2]
+    luck = sorted(lucks)[len(lucks) // 2]
     for promised, settings in _combos(proposed, loss, streams):
         if len(tried) >= trials:
             break
@@ -193,7 +189,7 @@ def search(
     good = [t for t in tried if t["held"]]
     fallback: dict[str, Any] = {"settings": base, "quality": best, "etr": etr(full.trace)}
     chosen = max(good, key=lambda t: t["etr"], default=fallback)
-    return Calibration(keep, len(rows), best, chosen["quality"], chosen["etr"], dict(chosen["settings"]), tried, confidence)
+    return Calibration(keep, len(rows), best, chosen["quality"], chosen["etr"], dict(chosen["settings"]), tried, margin)
 
 
 def _combos(

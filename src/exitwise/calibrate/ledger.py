@@ -163,16 +163,16 @@ def cheapest(
     encoder: int = 14,
     decoder: int = 60,
     minimum: int = 1,
-    confidence: float | None = None,
+    margin: float = 0.0,
     tied: bool = False,
 ) -> Calibration:
     """The thresholds of the greatest ETR that keep `keep` of full depth's share of right answers, over a grid of quantiles.
 
-    encoder, decoder: points of the grid. confidence: see `budget.Bar`. tied: one threshold for all of the encoder's streams.
+    encoder, decoder: points of the grid. margin: see `budget.Bar`. tied: one threshold for all of the encoder's streams.
     """
     if ledger.full <= 0:
         raise CalibrationError("At full depth no answer is right: there is nothing to keep a share of. Check labels and candidates.")
-    bar = Bar(ledger.marks(_whole(ledger)), keep, confidence)
+    bar = Bar(ledger.marks(_whole(ledger)), keep, margin)
     best: tuple[float, float, dict[str, float]] = (0.0, ledger.full, dict.fromkeys((*ledger.streams, DECODER), NEVER))
     own = [thresholds_of(ledger.encoder[s], ledger.layers[s], encoder, minimum) for s in ledger.streams]
     last = thresholds_of(ledger.decoder, ledger.layers[DECODER], decoder, minimum)
@@ -192,7 +192,7 @@ def cheapest(
             tried.append(front)
             if front["etr"] > best[0]:
                 best = front["etr"], front["quality"], front["settings"]
-    return Calibration(keep, ledger.rows, ledger.full, best[1], best[0], best[2], tried, confidence)
+    return Calibration(keep, ledger.rows, ledger.full, best[1], best[0], best[2], tried, margin)
 
 
 def _whole(ledger: Ledger) -> dict[str, Tensor]:

@@ -22,7 +22,9 @@ def convert(
     bpe: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="The vocabulary's files, where they do not lie beside the checkpoint.")
     ] = None,
-    processor: Annotated[bool, typer.Option("--processor/--no-processor", help="Without it: the weights alone, no vocabulary needed.")] = True,
+    processor: Annotated[
+        bool, typer.Option("--processor/--no-processor", help="Without it: the weights alone, no vocabulary needed.")
+    ] = True,
     decomposed: Annotated[
         bool | None,
         typer.Option(
@@ -48,8 +50,11 @@ def convert(
       exitwise convert OFA-tiny ofa-tiny --json
       exitwise run ofa-base --image dog.jpg
     """
+    from transformers.utils import logging
+
     from ..models.ofa import convert_checkpoint
 
+    logging.disable_progress_bar()
     report = convert_checkpoint(checkpoint, out, decomposed, bpe, processor)
     if as_object:
         as_json({"out": str(out), "processor": processor, **report.to_dict()})

@@ -34,9 +34,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the exits go (exitwise.json).", show_default=False)] = ...,  # type: ignore[assignment]
     split: options.Split = None,
     keep: Annotated[float, typer.Option(help="Share of full depth's quality to keep, above 0, at most 1.")] = 0.99,
-    confidence: Annotated[
-        float | None, typer.Option(help="Keep the share with so much certainty over the draw of the items: 0.5 to 1, such as 0.9.")
-    ] = None,
+    margin: Annotated[float, typer.Option(min=0, help="Standard errors by which the share must be kept; 0: the mean alone.")] = 0.0,
     trials: Annotated[int, typer.Option(min=1, help="Most settings that are run for captions.")] = 24,
     knobs: options.Set = None,
     beams: options.Beams = 1,
@@ -64,7 +62,7 @@ def calibrate(
     items = tasks.load(task.value, data, split, skip_bad, limit)
     pair = unified(model, "calibrate")
     engine = engine_of(pair.model, None, None, given, **({"decoder_scope": "last"} if task.value == "answer" else {}))
-    engine, found = _thresholds(engine, pair, items, keep, confidence, trials, beams)
+    engine, found = _thresholds(engine, pair, items, keep, margin, trials, beams)
     path = engine.save(out)
     for fault in items.faults:
         note(f"left out: {fault.where}: {fault.what}")
@@ -83,7 +81,7 @@ def _share(keep: float) -> None:
 
 
 def _thresholds(
-    engine: Engine, pair: Unified, task: Task, keep: float, confidence: float | None, trials: int, beams: int
+    engine: Engine, pair: Unified, task: Task, keep: float, margin: float, trials: int, beams: int
 ) -> tuple[Engine, Calibration]:
     """The engine with its thresholds, and what was found. Progress on stderr."""
     import sys
@@ -102,7 +100,7 @@ def _thresholds(
             bar.set_description_str(what)
             bar.update()
 
-        return thresholds(asker, engine, task.kind, asked, keep, confidence, trials, tick)
+        return thresholds(asker, engine, task.kind, asked, keep, margin, trials, tick)
 
 
 def _found(found: Calibration, task: Task, path: Path) -> Any:

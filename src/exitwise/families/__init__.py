@@ -7,6 +7,8 @@ from torch import nn
 from .. import register
 from ..stack import Family, discover
 
+DISCOVERED = "discovered"
+
 
 def names() -> list[str]:
     """The files of this folder and other packages' entry points `exitwise.families`, sorted."""
@@ -26,4 +28,4 @@ def of(model: nn.Module) -> tuple[str, Family]:
         family = load(name)
         if family.fits(model):
             return name, family
-    return "discovered", discover(model)
+    return DISCOVERED, discover(model)

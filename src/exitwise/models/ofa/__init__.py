@@ -12,9 +12,11 @@ from .encoder import OFAEncoder, OFAEncoderOutput
 from .layers import OFADecoderLayer, OFAEncoderLayer
 from .modeling import OFAForConditionalGeneration, OFAModel
 from .processing import OFAProcessor
+from .reading import is_checkpoint
 from .stem import Lite0, ResNetTrunk, Stem, load_lite0
 from .tokenizer import train_tokenizer
 from .trie import Trie
+from .vocabulary import load_tokenizer
 
 AutoConfig.register("ofa", OFAConfig, exist_ok=True)
 AutoModelForSeq2SeqLM.register(OFAConfig, OFAForConditionalGeneration, exist_ok=True)
@@ -37,7 +39,9 @@ __all__ = [
     "Stem",
     "Trie",
     "convert_checkpoint",
+    "is_checkpoint",
     "load_checkpoint",
     "load_lite0",
+    "load_tokenizer",
     "train_tokenizer",
 ]

@@ -93,7 +93,7 @@ def convert_checkpoint(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not empty. Give a new folder: nothing is overwritten.")
     model, report = load_checkpoint(source, decomposed=decomposed)
-    folder = Path(vocabulary) if vocabulary is not None else Path(report.file).parent
+    folder = vocabulary if vocabulary is not None else Path(report.file).parent
     made = OFAProcessor.for_config(load_tokenizer(folder, model.config.vocab_size), model.config) if processor else None
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:

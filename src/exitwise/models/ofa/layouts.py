@@ -1,6 +1,6 @@
 """How OFA's weights lie in the files of others: names, shapes and what becomes of each, for fairseq and for the fork of transformers.
 
-Both hold the same tensors; fairseq calls nine norms and one attention of each layer otherwise. Three things are turned into our order: their
+Both hold the same tensors; some norms and the attention to the encoder have other names. Three things are not as they are here: their
 relative tables count from the key to the query (ours the other way round), their position tables have rows that are never read, and the
 vocabulary lies there up to three times.
 """
@@ -27,8 +27,8 @@ STEMS = ([3, 4, 6], [3, 4, 23], [3, 8, 36])  # ResNet-50, -101 and -152, up to t
 LONGEST = 1024  # positions of every OFA, over which the text's buckets are laid
 VOCABULARY = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight")
 TOLD_BY = (  # from their shapes the sizes are read
-    "encoder.layernorm_embedding.weight", "encoder.embed_image_positions.weight", "encoder.layers.0.fc1.weight", "decoder.layers.0.fc1.weight",
-    "encoder.token_rel_pos_table_list.0.weight", "decoder.token_rel_pos_table_list.0.weight",
+    "encoder.layernorm_embedding.weight", "encoder.embed_image_positions.weight", "encoder.token_rel_pos_table_list.0.weight",
+    "decoder.token_rel_pos_table_list.0.weight", "encoder.layers.0.fc1.weight", "decoder.layers.0.fc1.weight",
 )  # fmt: skip
 OURS_TIED = ("model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
 
@@ -51,14 +51,21 @@ _TO_FAIRSEQ = (
 # Settings that change numbers and that this model has one value of. A file need not state them.
 _FAIRSEQ_ONLY = {
     "attn_scale_factor": 2, "no_scale_embedding": True, "encoder_normalize_before": True, "decoder_normalize_before": True,
-    "activation_fn": "gelu", "entangle_position_embedding": False, "disable_entangle": True, "interpolate_position": False, "sync_bn": False,
-    "cross_self_attention": False, "no_cross_attention": False,
+    "activation_fn": "gelu", "entangle_position_embedding": False, "disable_entangle": True, "interpolate_position": False,
+    "sync_bn": False, "cross_self_attention": False, "no_cross_attention": False,
 }  # fmt: skip
 _FORK_ONLY = {
     "attn_scale_factor": 2, "scale_embedding": False, "encoder_normalize_before": True, "decoder_normalize_before": True,
     "activation_function": "gelu", "entangle_position_embedding": False, "normformer": True,
 }  # fmt: skip
-_COUNTED = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads", "token_bucket_size", "image_bucket_size")
+_COUNTED = (
+    "encoder_layers",
+    "decoder_layers",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "token_bucket_size",
+    "image_bucket_size",
+)
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,13 @@ class Place:
 def layout_of(tensors: Mapping[str, Tensor]) -> str:
     """FAIRSEQ or FORK, by the name of the decoder's attention to the encoder. Raises CheckpointError for weights that are not an OFA's."""
     if "model.encoder.position_scores.q_linear.weight" in tensors:
-        raise CheckpointError("These weights carry Exitwise's own names already: OFAForConditionalGeneration.from_pretrained loads their folder.")
+        raise CheckpointError(
+            "These weights carry Exitwise's own names already: OFAForConditionalGeneration.from_pretrained loads their folder."
+        )
     if not all(any(part in name for name in tensors) for part in ("encoder.embed_images.", "image_rel_pos_table_list.")):
         raise CheckpointError(
-            f"These are not the weights of an OFA: {len(tensors)} tensors, such as {min(tensors)!r}, but no ResNet as a stem (encoder.embed_images) "
-            "or no relative tables of an image (image_rel_pos_table_list). Exitwise runs other models as transformers loads them."
+            f"These are not the weights of an OFA: {len(tensors)} tensors, such as {min(tensors, default='none')!r}, but no ResNet stem "
+            "(encoder.embed_images) or no relative tables (image_rel_pos_table_list). Other models load as transformers loads them."
         )
     lacking = [name for name in TOLD_BY if name not in tensors or 0 in (len(tensors[name].shape), *tensors[name].shape)]
     if not any(name in tensors for name in VOCABULARY):
@@ -104,7 +113,9 @@ def recognise(tensors: Mapping[str, Tensor], decomposed: bool = False, image_gri
 
     blocks = [count(rf"encoder\.embed_images\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3)]
     if blocks not in STEMS:
-        raise CheckpointError(f"The stem has {blocks} blocks in its three stages. OFA's are {', '.join(map(str, STEMS))} (ResNet-50, -101, -152).")
+        raise CheckpointError(
+            f"The stem has {blocks} blocks in its three stages. OFA's are {', '.join(map(str, STEMS))} (ResNet-50, -101, -152)."
+        )
     heads = [tensors[f"{side}.token_rel_pos_table_list.0.weight"].shape[-1] for side in ("encoder", "decoder")]
     vocabulary = next(name for name in VOCABULARY if name in tensors)
     return OFAConfig(
@@ -150,7 +161,9 @@ def check_settings(settings: Mapping[str, Any], config: OFAConfig, fairseq: bool
 
 def places(config: OFAConfig, ours: Mapping[str, Tensor], layout: str) -> dict[str, Place]:
     """Every tensor that a file of this layout may hold, by its name there. `ours`: the state of our model, for its names and shapes."""
-    found = {name: Place((config.vocab_size, config.d_model), OURS_TIED[0], "the vocabulary, held once", needed=False) for name in VOCABULARY}
+    found = {
+        name: Place((config.vocab_size, config.d_model), OURS_TIED[0], "the vocabulary, held once", needed=False) for name in VOCABULARY
+    }
     for name, weight in ours.items():
         if name not in OURS_TIED:
             found[_renamed(name, layout)] = _place(name, tuple(weight.shape), config)
@@ -172,7 +185,9 @@ def _place(name: str, shape: tuple[int, ...], config: OFAConfig) -> Place:
     if ".token_rel_pos." in name:
         return Place(shape, name, "rows in reverse", lambda table: table.flip(0))
     if ".image_rel_pos." in name:
-        return Place((first + 3, *rest), name, "rows in reverse, without the last 3, which belong to no cells", lambda table: table[:-3].flip(0))
+        return Place(
+            (first + 3, *rest), name, "rows in reverse, without the last 3, which belong to no cells", lambda table: table[:-3].flip(0)
+        )
     return Place(shape, name, needed=not name.endswith(".num_batches_tracked"))
 
 
@@ -206,7 +221,9 @@ def check_indexes(tensors: Mapping[str, Tensor], config: OFAConfig) -> None:
     for side in ("encoder", "decoder"):
         buckets = tensors.get(f"{side}.token_rp_bucket")
         if buckets is not None and not torch.equal(buckets.clamp(0, 2 * text - 2), theirs):
-            raise CheckpointError(f"{side}.token_rp_bucket is not the index that OFA computes: the text's distances are told apart otherwise.")
+            raise CheckpointError(
+                f"{side}.token_rp_bucket is not the index that OFA computes: the text's distances are told apart otherwise."
+            )
         cells = tensors.get(f"{side}.image_rp_bucket")
         if cells is not None and not torch.equal(last - cells[1:, 1:], image_buckets(row, column, config.image_bucket_size)):
             raise CheckpointError(f"{side}.image_rp_bucket is not the index that OFA computes: the image's cells are told apart otherwise.")

@@ -31,7 +31,7 @@ class Bookkeeping:
         pass
 
 
-# The classes that a checkpoint may name besides those of plain weights. Only the first is the real one; what the others stand for is not made.
+# The classes that a checkpoint may name besides those of plain weights. Only the first is the real one; the others are stood in for.
 HARMLESS: tuple[Any, ...] = (
     argparse.Namespace,  # the settings of a fairseq model
     (Bookkeeping, "numpy.core.multiarray.scalar"),  # losses and scores so far, from NumPy before 2
@@ -67,8 +67,22 @@ def open_weights(path: str | Path) -> Opened:
         return Opened(file, _safetensors(file), _beside(file), fairseq=False)
     zipped, pickled = start.startswith(b"PK\x03\x04"), start.startswith(b"\x80")
     if not zipped and not pickled:
-        raise CheckpointError(f"{file} is no checkpoint: it begins with {start[:12]!r}. Give a .pt, .bin or .safetensors file, or its folder.")
+        raise CheckpointError(
+            f"{file} is no checkpoint: it begins with {start[:12]!r}. Give a .pt, .bin or .safetensors file, or its folder."
+        )
     return _unpacked(file, _pickle(file, mapped=zipped))
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether `load_checkpoint` is for this path, and not from_pretrained: a file of weights, or a folder that OFA's own model does not
+    read. No weights are opened."""
+    path = Path(path)
+    if not path.is_dir():
+        return path.is_file() and path.suffix in ENDINGS
+    if not (path / "config.json").is_file():
+        return any(each.suffix in ENDINGS for each in path.iterdir())
+    settings = _beside(path / "config.json")
+    return settings.get("model_type") == "ofa" and "stem" not in settings  # the fork says resnet_type
 
 
 def _file(path: Path) -> Path:
@@ -104,8 +118,8 @@ def _pickle(file: Path, mapped: bool) -> Any:
         if foreign is None:
             raise _damaged(file, problem) from problem
         raise CheckpointError(
-            f"{file} holds more than weights: it names {foreign[1]}, which no checkpoint of OFA does. Opening it could run foreign code, so "
-            "it was left closed. Get the file from its makers, or save its weights alone (a dict of tensors) where you trust it."
+            f"{file} holds more than weights: it names {foreign[1]}, which no checkpoint of OFA does. That could run foreign code, so it "
+            "was left closed. Get the file from its makers, or save its weights alone (a dict of tensors) where you trust it."
         ) from problem
     except Exception as problem:  # a damaged pickle can fail in any way
         raise _damaged(file, problem) from problem
@@ -114,13 +128,17 @@ def _pickle(file: Path, mapped: bool) -> Any:
 def _damaged(file: Path, problem: BaseException) -> CheckpointError:
     lines = str(problem).splitlines() or [type(problem).__name__]
     size = file.stat().st_size
-    return CheckpointError(f"{file} ({size:,} bytes) cannot be read to its end: it is cut short or damaged. Fetch it again. ({lines[0][:160]})")
+    return CheckpointError(
+        f"{file} ({size:,} bytes) cannot be read to its end: it is cut short or damaged. Fetch it again. ({lines[0][:160]})"
+    )
 
 
 def _unpacked(file: Path, found: Any) -> Opened:
     """A fairseq container ({'model': tensors, 'cfg': ..., ...}), or the tensors alone."""
     if not isinstance(found, Mapping):
-        raise CheckpointError(f"{file} holds a {type(found).__name__}. A checkpoint is a dict of tensors, or fairseq's dict with a 'model'.")
+        raise CheckpointError(
+            f"{file} holds a {type(found).__name__}. A checkpoint is a dict of tensors, or fairseq's dict with a 'model'."
+        )
     container = isinstance(found.get("model"), Mapping)
     weights = found["model"] if container else found
     strange = [f"{name} ({type(value).__name__})" for name, value in weights.items() if not isinstance(value, Tensor)]
@@ -158,7 +176,9 @@ def _beside(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as problem:
-        raise CheckpointError(f"{config} is no JSON ({problem}). Fetch it again, or remove it: sizes are read off the weights.") from problem
+        raise CheckpointError(
+            f"{config} is no JSON ({problem}). Fetch it again, or remove it: sizes are read off the weights."
+        ) from problem
     if not isinstance(found, dict):
         raise CheckpointError(f"{config} holds no object of settings. Fetch it again, or remove it: sizes are read off the weights.")
     return found

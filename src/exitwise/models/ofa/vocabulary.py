@@ -17,13 +17,14 @@ CODES, BINS = 8192, 1000  # <code_i> for images that are written, <bin_i> for pl
 WANTED = " or ".join(", ".join(names) for names in FILES)
 
 
-def load_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: str | Path, vocab_size: int) -> PreTrainedTokenizerFast:
     """Lower-case byte-level BPE with a leading space; words, then codes, then bins: `vocab_size` entries. Raises CheckpointError."""
+    folder = Path(folder)
     found = next((names for names in FILES if all((folder / name).is_file() for name in names)), None)
     if found is None:
         raise CheckpointError(
             f"{folder} has no vocabulary, without which texts cannot be read. Needed: {WANTED}. The first come with the fork's models, the "
-            "others lie in utils/BPE of OFA's repository: give their folder with --bpe FOLDER, or convert the weights alone with --no-processor."
+            "others lie in utils/BPE of OFA's repository. Give their folder (--bpe FOLDER), or convert the weights alone (--no-processor)."
         )
     try:
         words = _fork(folder / found[0]) if len(found) == 2 else _fairseq(folder / found[0], folder / found[2])
@@ -57,11 +58,13 @@ def _merges(file: Path) -> list[tuple[str, str]]:
 def _check(words: dict[str, int], vocab_size: int, folder: Path) -> None:
     ids = [words.get(special) for special in SPECIAL_TOKENS]
     if ids != [0, 1, 2, 3, len(words) - 1] or sorted(words.values()) != list(range(len(words))):
-        raise CheckpointError(f"The vocabulary in {folder} is not OFA's: {', '.join(SPECIAL_TOKENS)} have the ids {ids}, of {len(words)} words.")
+        raise CheckpointError(
+            f"The vocabulary in {folder} is not OFA's: {', '.join(SPECIAL_TOKENS)} have the ids {ids}, of {len(words)} words."
+        )
     if len(words) + CODES + BINS != vocab_size:
         raise CheckpointError(
-            f"The vocabulary in {folder} has {len(words)} words, with {CODES} codes and {BINS} bins {len(words) + CODES + BINS} entries. The "
-            f"checkpoint has {vocab_size}: they do not belong together."
+            f"The vocabulary in {folder} has {len(words)} words, with {CODES} codes and {BINS} bins {len(words) + CODES + BINS} entries. "
+            f"The checkpoint has {vocab_size}: they do not belong together."
         )
 
 
