@@ -91,7 +91,7 @@ class Bar:
     """What a setting must clear: mean quality of at least `keep` times full depth's, with a margin against the luck of the rows.
 
     full: full depth's quality of each row. margin: standard errors of the mean of (quality - keep * full depth's) over the rows, by
-    which that mean must stand above 0. 1 is exceeded by luck in about one case of six, for one setting. It is no guarantee: that needs `guarantee`.
+    which that mean must stand above 0. Luck exceeds 1 in one case of six, for one setting. No guarantee: see `guarantee`.
     """
 
     full: Tensor

@@ -73,6 +73,11 @@ class Ledger:
         """The same for one fixed depth per stream."""
         return self.judge({s: torch.full((self.rows,), d) for s, d in depths.items()})
 
+    def select(self, rows: Tensor) -> Ledger:
+        """The ledger of some rows, by number, in the order given."""
+        encoder = {s: v[rows] for s, v in self.encoder.items()}
+        return Ledger(self.streams, self.layers, encoder, self.decoder[..., rows, :], self.right[..., rows, :])
+
     @staticmethod
     def cat(parts: Sequence[Ledger]) -> Ledger:
         """One ledger of several batches."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from exitwise.errors import CheckpointError
@@ -95,15 +96,18 @@ def convert_checkpoint(
     model, report = load_checkpoint(source, decomposed=decomposed)
     folder = vocabulary if vocabulary is not None else Path(report.file).parent
     made = OFAProcessor.for_config(load_tokenizer(folder, model.config.vocab_size), model.config) if processor else None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
-        written = Path(unfinished) / "model"
-        model.save_pretrained(written)
-        if made is not None:
-            made.save_pretrained(written)
-        if out.exists():
-            out.rmdir()
-        written.replace(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
+            written = Path(unfinished) / "model"
+            model.save_pretrained(written)
+            if made is not None:
+                made.save_pretrained(written)
+            if out.exists():
+                out.rmdir()
+            written.replace(out)
+    except (OSError, SafetensorError) as problem:
+        raise CheckpointError(f"{out} cannot be written: {problem}. Give a folder on a disk with room.") from problem
     return report
 
 

@@ -59,8 +59,11 @@ class Opened:
 def open_weights(path: str | Path) -> Opened:
     """The weights of a file, or of the only file of weights in a folder. Raises CheckpointError for anything else, with what it is."""
     file = _file(Path(path))
-    with file.open("rb") as opened:
-        start = opened.read(24)
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(24)
+    except OSError as problem:
+        raise CheckpointError(f"{file} cannot be opened: {problem.strerror or problem}.") from problem
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{file} is the pointer that Git LFS leaves, not the weights. Run `git lfs pull` where it came from.")
     if file.suffix == ".safetensors":

@@ -1,0 +1,64 @@
+"""Thresholds with a promise, from a ledger whose truth is known."""
+
+import pytest
+import torch
+
+from exitwise.calibrate.budget import NEVER
+from exitwise.calibrate.ledger import Ledger
+from exitwise.calibrate.promised import promised
+from exitwise.errors import CalibrationError
+
+LAYERS = {"text": 3, "decoder": 4}
+
+
+def source(rows: int, seed: int, fail: float = 0.3) -> Ledger:
+    """Rows whose similarity tells whether an early exit is right: sure rows lose nothing, the others lose with chance `fail` per layer.
+
+    Full depth is right in nine of ten rows. An exit of the encoder before its last layer never matters.
+    """
+    dice = torch.Generator().manual_seed(seed)
+    sure = torch.rand(rows, generator=dice)
+    encoder = torch.full((rows, 3), 0.9)
+    decoder = (sure[:, None] + 0.02 * torch.arange(4)).expand(3, rows, 4).clone()
+    lost = (torch.rand(rows, 4, generator=dice) < fail * (1 - sure[:, None])) & (torch.arange(4) < 3)
+    wrong = torch.rand(rows, 1, generator=dice) < 0.1
+    return Ledger(("text",), LAYERS, {"text": encoder}, decoder, ~(lost | wrong).expand(3, rows, 4).clone())
+
+
+def test_what_is_promised_holds_on_new_rows_as_often_as_was_said():
+    """200 draws of 600 rows at confidence 0.9, each judged on 20,000 new rows. 20 failures are allowed in the mean; 33 is three standard
+    deviations above (sqrt(200 * 0.1 * 0.9) = 4.2). Most draws must promise something, or the test is empty."""
+    truth = source(20_000, 10_000)
+    right = truth.right[-1, :, -1]
+    failures = made = 0
+    for seed in range(200):
+        found = promised(source(600, seed), keep=0.95, confidence=0.9, encoder=3, decoder=20, seed=seed)
+        made += found.told.setting is not None
+        kept = truth.marks(truth.depths(found.settings))[right].mean()
+        failures += float(kept) < 0.95
+    assert made > 180 and failures <= 33
+
+
+def test_too_few_rows_promise_nothing_and_say_how_many_would_do():
+    found = promised(source(60, 0), keep=0.99)
+    assert found.settings == {"text": NEVER, "decoder": NEVER} and found.etr == 0
+    assert found.told.rows_if_lossless is not None and found.told.rows_if_lossless > 60
+    assert "full depth" in str(found.told)
+
+
+def test_rows_that_full_depth_gets_wrong_neither_help_nor_harm():
+    """They are left out: twice as many wrong rows change nothing."""
+    book = source(900, 1)
+    wrong = (~book.right[-1, :, -1]).nonzero()[:, 0]
+    more = Ledger.cat([book, book.select(wrong)])
+    first, second = promised(book, keep=0.95), promised(more, keep=0.95)
+    assert first.settings == second.settings and first.told.rows == second.told.rows < 900 * 2 / 3
+    assert first.told.setting is not None and first.etr > 0.2
+
+
+def test_what_cannot_be_promised_is_refused():
+    with pytest.raises(CalibrationError, match="keep=1"):
+        promised(source(60, 0), keep=1.0)
+    book = source(60, 0)
+    with pytest.raises(CalibrationError, match="gets 0 of 60 rows right"):
+        promised(Ledger(book.streams, LAYERS, book.encoder, book.decoder, torch.zeros_like(book.right)))
