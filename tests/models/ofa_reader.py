@@ -1,4 +1,4 @@
-"""OFA by its formulas, slowly: logits from a fairseq state dict in float64, to which the model is compared. Nothing of the library is imported.
+"""OFA by its formulas, slowly: logits from a fairseq state dict in float64, to compare the model to. Nothing of the library is imported.
 
 Wang et al. 2022 (arXiv:2202.03052), section 3; NormFormer's norms and head scales (arXiv:2110.09456); positions apart from contents after
 TUPE (arXiv:2006.15595).

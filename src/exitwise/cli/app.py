@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -36,11 +37,12 @@ def _root(
     pass
 
 
-for panel, commands in {
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Begin": (demo, run, inspect),
     "Make exits": (convert, train, calibrate),
     "Measure": (bench, report),
     "What there is": (methods, families),
-}.items():
+}
+for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
