@@ -209,6 +209,23 @@ def test_a_converted_folder_is_a_model_and_a_processor(tmp_path: Path, files: di
     assert [each.name for each in out.parent.iterdir()] == ["out"]
 
 
+def test_an_official_file_is_run_as_it_is(tmp_path: Path, files: dict[str, Path]) -> None:
+    """`exitwise run` on the file says what it says on the converted folder, and names the vocabulary that it lacks."""
+    words = write_vocabulary(tmp_path / "BPE", WORDS, fairseq=True)
+    convert_checkpoint(files["fairseq"], tmp_path / "out", vocabulary=words)
+    Image.fromarray(np.full((40, 40, 3), 90, dtype=np.uint8)).save(tmp_path / "a.png")
+    asked = ("--image", str(tmp_path / "a.png"), "--json", "--set", "decoder=0.5")
+    direct = CliRunner().invoke(app, ["run", str(files["fairseq"]), "--bpe", str(words), *asked])
+    converted = CliRunner().invoke(app, ["run", str(tmp_path / "out"), *asked])
+    assert direct.exit_code == converted.exit_code == 0, direct.output
+    one, other = json.loads(direct.stdout), json.loads(converted.stdout)
+    assert {**one, "model": ""} == {**other, "model": ""} and one["model"] != other["model"]
+    refused = CliRunner().invoke(app, ["run", str(files["fairseq"]), *asked])
+    assert refused.exit_code == 2 and "vocab.bpe" in " ".join(refused.stderr.split())
+    surplus = CliRunner().invoke(app, ["run", str(tmp_path / "out"), "--bpe", str(words), *asked])
+    assert surplus.exit_code == 2 and "own processor" in surplus.stderr
+
+
 def test_a_vocabulary_is_asked_for_by_its_files_and_must_fit(tmp_path: Path, files: dict[str, Path]) -> None:
     said = " ".join(command(files["fairseq"], tmp_path / "out", code=2).stderr.split())
     assert "vocab.json, merges.txt or encoder.json, vocab.bpe, dict.txt" in said and "--bpe FOLDER" in said and "--no-processor" in said

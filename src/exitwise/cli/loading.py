@@ -36,13 +36,15 @@ def where(name: str) -> str:
 
 
 def model_of(name: str) -> nn.Module:
-    """The model in evaluation mode, float32, of the class that wrote it. Raises CheckpointError."""
+    """The model in evaluation mode, float32, of the class that wrote it; an official checkpoint of OFA as it is. Raises CheckpointError."""
     import torch
     from transformers.utils import logging
 
-    from ..models import ofa  # noqa: F401  (registers the unified model with the Auto classes)
+    from ..models import ofa  # registers the unified model with the Auto classes
 
     source = where(name)
+    if ofa.is_checkpoint(source):
+        return ofa.load_checkpoint(source, dtype=torch.float32)[0]
     config = _config(source)
     chosen = _class(config)
     logging.set_verbosity_error()
@@ -62,11 +64,21 @@ def model_of(name: str) -> nn.Module:
     return loaded
 
 
-def processor_of(name: str) -> Any:
-    """What makes inputs of images and texts for this model. Raises CheckpointError."""
+def processor_of(name: str, model: nn.Module, vocabulary: Path | None = None) -> Any:
+    """What makes inputs of images and texts for this model. Raises CheckpointError.
+
+    vocabulary: the folder of BPE files for an official checkpoint of OFA, where they do not lie beside it.
+    """
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
+    from ..models import ofa
+
     source = where(name)
+    if isinstance(model, ofa.OFAForConditionalGeneration) and ofa.is_checkpoint(source):
+        beside = Path(source) if Path(source).is_dir() else Path(source).parent
+        return ofa.OFAProcessor.for_config(ofa.load_tokenizer(vocabulary or beside, model.config.vocab_size), model.config)
+    if vocabulary is not None:
+        raise KnobError(f"--bpe is for official checkpoints of OFA; {name} has its own processor. Leave it out.")
     problems = []
     for kind in (AutoProcessor, AutoTokenizer, AutoImageProcessor):
         try:
@@ -86,7 +98,7 @@ class Unified:
 
 def unified(name: str, command: str) -> Unified:
     """The same for commands that only the unified model can do. Raises InputError for another model, with what to do."""
-    from ..models.ofa import OFAForConditionalGeneration, OFAProcessor
+    from ..models.ofa import OFAForConditionalGeneration
 
     model = model_of(name)
     if not isinstance(model, OFAForConditionalGeneration):
@@ -94,10 +106,7 @@ def unified(name: str, command: str) -> Unified:
             f"`exitwise {command}` is for the built-in unified model (OFA); {name} is a {type(model).__name__}. "
             f"In Python, Engine(model).calibrate(rows) and exitwise.train work with any model."
         )
-    try:
-        return Unified(model, OFAProcessor.from_pretrained(where(name)))
-    except (OSError, ValueError, TypeError) as problem:
-        raise CheckpointError(f"{name} has no processor that loads ({_first_line(problem)}). Save it beside the model.") from problem
+    return Unified(model, processor_of(name, model))
 
 
 def engine_of(model: nn.Module, method: str | None, exits: Path | None, knobs: dict[str, Any], **defaults: Any) -> Engine:

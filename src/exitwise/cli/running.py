@@ -31,6 +31,9 @@ def run(
     knobs: options.Set = None,
     beams: options.Beams = 1,
     longest: Annotated[int, typer.Option(min=1, help="Most new tokens, for models other than the unified one.")] = 20,
+    bpe: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="The vocabulary of an official OFA checkpoint, if it does not lie beside it.")
+    ] = None,
     as_object: options.Json = False,
 ) -> None:
     """Ask a model once, and show the depth at which each stream and each token left.
@@ -44,6 +47,7 @@ def run(
       exitwise run --image shapes.png --prompt "a box is red true or false?"
                    --candidates true,false --exits FOLDER
       exitwise run MODEL --image dog.jpg --method static --set decoder=2 --json
+      exitwise run ofa_base.pt --bpe utils/BPE --image dog.jpg
     """
     from .asking import Question, ask, candidates_of
     from .loading import engine_of, model_of, processor_of
@@ -53,7 +57,7 @@ def run(
     loaded = model_of(model)
     saved = exits if exits is not None or method is not None or given else _shipped_exits(model, kind)
     engine = engine_of(loaded, method, saved, given, **({"decoder_scope": "last"} if kind == "answer" else {}))
-    reply = ask(engine, processor_of(model), Question(kind, image, prompt, choices, beams, longest))
+    reply = ask(engine, processor_of(model, loaded, bpe), Question(kind, image, prompt, choices, beams, longest))
     if as_object:
         as_json(_body(model, kind, engine, reply))
         return
