@@ -1,6 +1,7 @@
 """The command line on tiny models: what each command prints, where it prints it, and how it fails."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -194,6 +195,25 @@ def test_calibrated_answers_come_from_a_ledger(unified, data, tmp_path):
     shown = call("calibrate", unified, "--task", "answer", "--data", data / "answer", "--out", tmp_path)
     assert "accuracy" in shown.stdout and (tmp_path / "exitwise.json").is_file()
     assert "every item at every exit" in shown.stderr
+
+
+def test_a_promise_on_too_few_items_is_refused_and_the_exits_stay_shut(unified, data, tmp_path):
+    """A hundred copies of the rows are still too few at 99.9 %; at 90 % they do, and the promise is saved with the exits."""
+    many = tmp_path / "many"
+    shutil.copytree(data / "answer", many)
+    file = next(many.glob("*.jsonl"))
+    file.write_text("\n".join([file.read_text().strip()] * 100))
+    asked = ("calibrate", unified, "--task", "answer", "--data", many, "--confidence", 0.95, "--out", tmp_path, "--keep")
+    shown = call(*asked, 0.999, code=1)
+    assert "Nothing but full depth can be promised" in shown.stderr and "Rows that would do" in " ".join(shown.stderr.split())
+    saved = json.loads((tmp_path / "exitwise.json").read_text())
+    assert {saved["settings"][s] for s in ("image", "text", "decoder")} == {1.0}
+    shown = call(*asked, 0.9)
+    assert "Promised with confidence 0.95" in shown.stderr
+    assert json.loads((tmp_path / "exitwise.json").read_text())["calibration"]["promise"]["risk"] == pytest.approx(0.1)
+    refused = call("calibrate", unified, "--task", "caption", "--data", data / "caption", "--split", "train", "--confidence", 0.95,
+                   "--out", tmp_path, code=2)  # fmt: skip
+    assert "--confidence" in refused.stderr
 
 
 BAD = {

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from exitwise.calibrate.budget import NEVER
+from exitwise.calibrate.budget import NEVER, Calibration
+from exitwise.calibrate.guarantee import Promise
 from exitwise.calibrate.ledger import Ledger
 from exitwise.calibrate.promised import promised
 from exitwise.errors import CalibrationError
@@ -25,6 +26,12 @@ def source(rows: int, seed: int, fail: float = 0.3) -> Ledger:
     return Ledger(("text",), LAYERS, {"text": encoder}, decoder, ~(lost | wrong).expand(3, rows, 4).clone())
 
 
+def told(found: Calibration) -> Promise:
+    """What was promised."""
+    assert found.promise is not None
+    return Promise.from_dict(found.promise)
+
+
 def test_what_is_promised_holds_on_new_rows_as_often_as_was_said():
     """200 draws of 600 rows at confidence 0.9, each judged on 20,000 new rows. 20 failures are allowed in the mean; 33 is three standard
     deviations above (sqrt(200 * 0.1 * 0.9) = 4.2). Most draws must promise something, or the test is empty."""
@@ -33,7 +40,7 @@ def test_what_is_promised_holds_on_new_rows_as_often_as_was_said():
     failures = made = 0
     for seed in range(200):
         found = promised(source(600, seed), keep=0.95, confidence=0.9, encoder=3, decoder=20, seed=seed)
-        made += found.told.setting is not None
+        made += told(found).setting is not None
         kept = truth.marks(truth.depths(found.settings))[right].mean()
         failures += float(kept) < 0.95
     assert made > 180 and failures <= 33
@@ -41,9 +48,9 @@ def test_what_is_promised_holds_on_new_rows_as_often_as_was_said():
 
 def test_too_few_rows_promise_nothing_and_say_how_many_would_do():
     found = promised(source(60, 0), keep=0.99)
-    assert found.settings == {"text": NEVER, "decoder": NEVER} and found.etr == 0
-    assert found.told.rows_if_lossless is not None and found.told.rows_if_lossless > 60
-    assert "full depth" in str(found.told)
+    assert found.settings == {"text": NEVER, "decoder": NEVER} and found.etr == 0 and found.quality == found.quality_full
+    enough = told(found).rows_if_lossless
+    assert enough is not None and enough > 60 and "full depth" in str(told(found))
 
 
 def test_rows_that_full_depth_gets_wrong_neither_help_nor_harm():
@@ -52,8 +59,8 @@ def test_rows_that_full_depth_gets_wrong_neither_help_nor_harm():
     wrong = (~book.right[-1, :, -1]).nonzero()[:, 0]
     more = Ledger.cat([book, book.select(wrong)])
     first, second = promised(book, keep=0.95), promised(more, keep=0.95)
-    assert first.settings == second.settings and first.told.rows == second.told.rows < 900 * 2 / 3
-    assert first.told.setting is not None and first.etr > 0.2
+    assert first.settings == second.settings and told(first) == told(second) and told(first).rows < 900 * 2 / 3
+    assert told(first).setting is not None and first.etr > 0.2
 
 
 def test_what_cannot_be_promised_is_refused():

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..calibrate.budget import Calibration
 from ..calibrate.ledger import Ledger, cheapest, record
+from ..calibrate.promised import promised
 from ..engine import Engine
+from ..errors import CalibrationError
 from ..trace import Trace
 from .ask import Asked, Asker, scores
 
@@ -24,13 +26,27 @@ def thresholds(
     items: Sequence[Asked],
     keep: float,
     margin: float = 0.0,
+    confidence: float | None = None,
     trials: int = 24,
     tick: Tick = lambda _: None,
 ) -> tuple[Engine, Calibration]:
-    """The engine with the cheapest thresholds that keep enough on these items, and what was found. See `calibrate.budget.Bar`."""
-    if kind == "answer" and all(asker.trie(one.item).first_tokens() is not None for one in items):
-        book = ledger(asker, engine, items, tick=tick)
-        found = cheapest(book, keep, minimum=engine.settings_dict().get("minimum", 1), margin=margin)
+    """The engine with the cheapest thresholds that keep enough on these items, and what was found.
+
+    margin: see `calibrate.budget.Bar`. confidence: promise it (`calibrate.promised`), for answers of one telling token only. Raises
+    CalibrationError.
+    """
+    telling = kind == "answer" and all(asker.trie(one.item).first_tokens() is not None for one in items)
+    if confidence is not None and (margin or not telling):
+        raise CalibrationError(
+            "A promise with a confidence is made for answers that their first token tells apart, and has no margin. "
+            "Leave --confidence out for other tasks, or --margin with it."
+        )
+    if telling:
+        book, least = ledger(asker, engine, items, tick=tick), engine.settings_dict().get("minimum", 1)
+        if confidence is None:
+            found = cheapest(book, keep, minimum=least, margin=margin)
+        else:
+            found = promised(book, keep, confidence, minimum=least)
         engine = engine.with_settings(**found.settings)
         engine.calibration = found
         return engine, found

@@ -33,7 +33,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was asked, what was found. tried: every setting that was run, with its quality, ETR, and whether it kept enough."""
+    """What was asked, what was found. tried: every setting that was run, with its quality, ETR, and whether it kept enough.
+    promise: `guarantee.Promise` as a dict, where one was asked for."""
 
     keep: float
     rows: int
@@ -43,6 +44,7 @@ class Calibration:
     settings: dict[str, float]
     tried: list[dict[str, Any]] = field(default_factory=list)
     margin: float = 0.0
+    promise: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -7,30 +7,15 @@ grid and orders its settings, from the safest to the cheapest; the others test t
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
-from .budget import NEVER
-from .guarantee import ORDERING, Promise, front, promise
+from .budget import NEVER, Calibration
+from .guarantee import ORDERING, front, promise
 from .ledger import DECODER, Ledger, thresholds_of
-
-
-@dataclass(frozen=True)
-class Promised:
-    """settings: thresholds by stream, all 1 where nothing can be promised. etr: on the rows that tested. told: what was promised."""
-
-    settings: dict[str, float]
-    etr: float
-    told: Promise
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"settings": self.settings, "etr": self.etr, "promise": self.told.to_dict()}
 
 
 def promised(
@@ -42,11 +27,12 @@ def promised(
     encoder: int = 10,
     decoder: int = 30,
     seed: int = 0,
-) -> Promised:
+) -> Calibration:
     """The cheapest thresholds of which it holds, with `confidence`: new answers that full depth gets right stay right in a share of `keep`.
 
-    Rows that full depth gets wrong cannot be lost and are left out; so accuracy too keeps `keep` of full depth's, or more. encoder,
-    decoder: points of the grid of thresholds. Raises CalibrationError for too few rows to split and for a share outside (0, 1).
+    Rows that full depth gets wrong cannot be lost and are left out; so accuracy too keeps `keep` of full depth's, or more. Where nothing
+    can be promised all thresholds are 1, and `promise` says how many rows would do. encoder, decoder: points of the grid of thresholds.
+    quality and etr are those of all rows. Raises CalibrationError for too few rows to split and for a share outside (0, 1).
     """
     if not 0 < keep < 1:
         raise CalibrationError(f"keep={keep} cannot be promised. Allowed: above 0 and below 1; 0.99 loses one right answer of a hundred.")
@@ -62,7 +48,8 @@ def promised(
     losses = np.stack([_judged(rest, grid[place], minimum)[0].numpy() for place in order], axis=1)
     told = promise(losses, np.array(cost)[order], 1 - keep, confidence, bound)
     chosen = dict.fromkeys((*ledger.streams, DECODER), NEVER) if told.setting is None else grid[order[told.setting]]
-    return Promised(chosen, rest.etr(rest.depths(chosen, minimum)), told)
+    quality, saved = ledger.judge(ledger.depths(chosen, minimum))
+    return Calibration(keep, ledger.rows, ledger.full, quality, saved, chosen, promise=told.to_dict())
 
 
 def _grid(ledger: Ledger, encoder: int, decoder: int, minimum: int) -> list[dict[str, float]]:

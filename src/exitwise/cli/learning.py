@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .saying import as_json, guarded, note, show
+from .saying import NOT_MET, as_json, guarded, note, show
 
 if TYPE_CHECKING:
     from ..bench.tasks import Task
@@ -35,6 +35,9 @@ def calibrate(
     split: options.Split = None,
     keep: Annotated[float, typer.Option(help="Share of full depth's quality to keep, above 0, at most 1.")] = 0.99,
     margin: Annotated[float, typer.Option(min=0, help="Standard errors by which the share must be kept; 0: the mean alone.")] = 0.0,
+    confidence: Annotated[
+        float | None, typer.Option(help="Promise it for new items of the same source, with this confidence, such as 0.95 (answers only).")
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Most settings that are run for captions.")] = 24,
     knobs: options.Set = None,
     beams: options.Beams = 1,
@@ -46,8 +49,10 @@ def calibrate(
 
     Answers are judged on a ledger (every item at every exit, without further
     runs), captions by live runs. What is kept here is kept on this data: judge
-    it on other items, with `exitwise bench --exits FOLDER`. The model's weights
-    are not copied.
+    it on other items, with `exitwise bench --exits FOLDER`. With --confidence it
+    is promised for new items too; where the items are too few for that, the
+    saved thresholds never leave early, and the command ends with 1. The model's
+    weights are not copied.
 
     \b
     Example:
@@ -55,6 +60,7 @@ def calibrate(
                          --keep 0.98 --out exits
     """
     from ..bench import tasks
+    from ..calibrate.guarantee import Promise
     from .loading import engine_of, unified
 
     given = options.knobs(knobs)
@@ -62,7 +68,7 @@ def calibrate(
     items = tasks.load(task.value, data, split, skip_bad, limit)
     pair = unified(model, "calibrate")
     engine = engine_of(pair.model, None, None, given, **({"decoder_scope": "last"} if task.value == "answer" else {}))
-    engine, found = _thresholds(engine, pair, items, keep, margin, trials, beams)
+    engine, found = _thresholds(engine, pair, items, keep, margin, confidence, trials, beams)
     path = engine.save(out)
     for fault in items.faults:
         note(f"left out: {fault.where}: {fault.what}")
@@ -71,6 +77,19 @@ def calibrate(
         as_json({key: value for key, value in body.items() if key != "tried"} | {"tried": len(found.tried)})
     else:
         show(_found(found, items, path))
+    if found.promise is not None:
+        told = Promise.from_dict(found.promise)
+        note(_promise(found) if told.setting is not None else str(told))
+        if told.setting is None:
+            raise typer.Exit(NOT_MET)
+
+
+def _promise(found: Calibration) -> str:
+    said = found.promise or {}
+    return (
+        f"Promised with confidence {said['confidence']:g}: of new answers that full depth gets right, at most {100 * said['risk']:.3g} % "
+        f"are lost. Bound: {said['bound']}, on {said['rows']} items, of which {100 * said['observed']:.2g} % were lost."
+    )
 
 
 def _share(keep: float) -> None:
@@ -81,7 +100,7 @@ def _share(keep: float) -> None:
 
 
 def _thresholds(
-    engine: Engine, pair: Unified, task: Task, keep: float, margin: float, trials: int, beams: int
+    engine: Engine, pair: Unified, task: Task, keep: float, margin: float, confidence: float | None, trials: int, beams: int
 ) -> tuple[Engine, Calibration]:
     """The engine with its thresholds, and what was found. Progress on stderr."""
     import sys
@@ -100,7 +119,7 @@ def _thresholds(
             bar.set_description_str(what)
             bar.update()
 
-        return thresholds(asker, engine, task.kind, asked, keep, margin, trials, tick)
+        return thresholds(asker, engine, task.kind, asked, keep, margin, confidence, trials, tick)
 
 
 def _found(found: Calibration, task: Task, path: Path) -> Any:
