@@ -26,7 +26,7 @@ def main(kinds: list[str]) -> None:
     asker = Asker(*load_pair(None))
     for kind in kinds or tasks.KINDS:
         items = asker.prepare(tasks.load(kind, HELDOUT / kind, "calibration").items)
-        ways, found = choose(asker, kind, items, Request(keep=KEEP[kind], margin=MARGIN), lambda what: print(what, file=sys.stderr))
+        ways, found = choose(asker, kind, items, Request(keep=KEEP[kind], margin=MARGIN[kind]), lambda what: print(what, file=sys.stderr))
         folder = shipped_path() / "exits" / kind
         shutil.rmtree(folder, ignore_errors=True)
         keep(ways, folder)
