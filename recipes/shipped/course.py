@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -51,10 +52,19 @@ class Course:
         kind = self.cycle[step % len(self.cycle)]
         images = int(self.plan["images" if kind == "caption" else "pictures"]) // state.num_processes
         if kind == "caption":
-            return self.captions.batch(draw, images)
-        if kind == "questions":
-            return self.questions.batch(draw, images, int(self.plan["sentences"]))
-        return self.sentences.batch(draw, images, int(self.plan["sentences"]))
+            batch = self.captions.batch(draw, images)
+        elif kind == "questions":
+            batch = self.questions.batch(draw, images, int(self.plan["sentences"]))
+        else:
+            batch = self.sentences.batch(draw, images, int(self.plan["sentences"]))
+        return replace(batch, depths=self.depths(step))
+
+    def depths(self, step: int) -> tuple[int, int] | None:
+        """How deep image and text walk the encoder in this step, the same in all processes; None where the plan does not cut."""
+        if "least" not in self.plan:
+            return None
+        image, text = (Random(f"{self.seed}-{step}-{stream}").choice(range(least, 7)) for stream, least in enumerate(self.plan["least"]))
+        return image, text
 
     def objective(self, taught: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """The layer-wise loss; captions read out the last layer and some others, drawn anew, weighted to the same expectation.

@@ -30,6 +30,7 @@ class Photos:
 
     names: list[str]
     features: Tensor
+    depths: tuple[int, int] | None = None
     kind: str = "reward"
 
 
@@ -61,7 +62,7 @@ class Rewarded(Course):
         state = PartialState()
         draw = Random(f"{self.seed}-{step}-{state.process_index}")
         names = draw.sample(self.captions.names, int(self.plan["photos"]) // state.num_processes)
-        return Photos(names, stack([draw.choice(self.captions.sets)[name] for name in names]))
+        return Photos(names, stack([draw.choice(self.captions.sets)[name] for name in names]), self.depths(step))
 
     def objective(self, taught: nn.Module, batch: Batch | Photos) -> Mapping[str, Tensor]:  # type: ignore[override]
         """The layer-wise self-critical loss of sampled captions; other batches as ever."""
@@ -73,7 +74,14 @@ class Rewarded(Course):
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         worth = torch.tensor([self.judge(batch.names[row // self.samples], text) for row, text in enumerate(texts)])
         rows = [until_end(row) for row in ids.tolist()]
-        said = Batch("caption", batch.features, self.captions.prompt, padded([[BOS, *row[:-1]] for row in rows], PAD), padded(rows, -100))
+        said = Batch(
+            "caption",
+            batch.features,
+            self.captions.prompt,
+            padded([[BOS, *row[:-1]] for row in rows], PAD),
+            padded(rows, -100),
+            batch.depths,
+        )
         model.train()
         advantage = leave_one_out(worth.view(-1, self.samples)).flatten() / 100
         loss = self_critical(

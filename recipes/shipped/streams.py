@@ -22,6 +22,7 @@ class Batch:
     source: Tensor  # (1 or images * k, L) ids, padded on the right
     decoder_input: Tensor  # (images * k, T)
     labels: Tensor  # (images * k, T), -100 where nothing is asked
+    depths: tuple[int, int] | None = None  # layers that the image and the text walk in the encoder; None: all
     cells: Tensor | None = None  # (images, rows * columns, kinds): how many items of each kind have their centre in each cell
 
 
@@ -35,19 +36,26 @@ class Memory:
 
 
 def walk_encoder(
-    model: OFAForConditionalGeneration, ids: Tensor | None, features: Tensor | None, mask: Tensor | None
+    model: OFAForConditionalGeneration, ids: Tensor | None, features: Tensor | None, mask: Tensor | None, depth: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One stream through the encoder: normed states (B, S, d) and positions (S, d)."""
-    output = model.model.encoder(input_ids=ids, image_features=features, attention_mask=mask)
+    """One stream through the first `depth` layers of the encoder (None: all): normed states (B, S, d) and positions (S, d)."""
+    encoder = model.model.encoder
+    whole = encoder.layers
+    encoder.layers = whole[:depth]
+    try:
+        output = encoder(input_ids=ids, image_features=features, attention_mask=mask)
+    finally:
+        encoder.layers = whole
     return output.last_hidden_state, output.position_embeddings[0]
 
 
 def remember(model: OFAForConditionalGeneration, batch: Batch, length: int) -> Memory:
     """Both streams, laid out so that keys and values are computed once per image and once per text."""
     pad = model.config.pad_token_id
-    image, image_at = walk_encoder(model, None, batch.features, None)
+    depths = batch.depths or (None, None)
+    image, image_at = walk_encoder(model, None, batch.features, None, depths[0])
     mask = batch.source != pad
-    text, text_at = walk_encoder(model, batch.source, None, mask.long())
+    text, text_at = walk_encoder(model, batch.source, None, mask.long(), depths[1])
     images, cells = image.shape[:2]
     decoder = model.model.decoder
     biases = decoder.biases(0, length, torch.cat([image_at, text_at]))

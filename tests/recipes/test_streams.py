@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ data = pytest.importorskip("data")
 quick = pytest.importorskip("quick")
 streams = pytest.importorskip("streams")
 
+from exitwise import Engine  # noqa: E402
 from exitwise.models.ofa import OFAConfig, OFAForConditionalGeneration  # noqa: E402
 from exitwise.train import layerwise  # noqa: E402
 
@@ -120,3 +122,20 @@ def test_the_quick_functions_are_what_they_replace() -> None:
 def test_captions_lose_punctuation_and_case() -> None:
     assert data.plain_caption("A dog's T-shirt , isn't it ?") == "a dogs t shirt isnt it"
     assert data.plain_sentence("There is a Tower. ") == "there is a tower"
+
+
+def test_streams_that_leave_the_encoder_early_in_training_are_those_of_a_run_at_these_depths(model: OFAForConditionalGeneration) -> None:
+    """The last decoder layer's answer for static depths of an engine; the encoder is whole again afterwards."""
+    batch = answer_batch()
+    cut = dataclasses.replace(batch, depths=(1, 2))  # type: ignore[type-var]
+    layers = list(model.model.encoder.layers)
+    trained = streams.decoder_states(model, cut)[-1]
+    assert list(model.model.encoder.layers) == layers
+    run = Engine(model, "static", image=1, text=2, decoder=3).run(
+        input_ids=batch.source, attention_mask=(batch.source != 1).long(),  # type: ignore[attr-defined]
+        image_features=batch.features.repeat_interleave(3, 0), decoder_input_ids=batch.decoder_input, use_cache=False,  # type: ignore[attr-defined]
+    )  # fmt: skip
+    asked = batch.labels != -100  # type: ignore[attr-defined]
+    torch.testing.assert_close(model.readout(trained)[asked], run.logits[asked], rtol=1e-4, atol=1e-4)  # sums over other batches
+    whole = streams.decoder_states(model, batch)[-1]
+    assert not torch.allclose(whole[asked], trained[asked], atol=1e-2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,28 +48,32 @@ class Asker:
         self._tries: dict[tuple[str, ...], Trie] = {}
 
     def prepare(self, items: Sequence[Item], tick: Callable[[], None] = lambda: None, rows: int = 8) -> list[Asked]:
-        """Decode the images and run the stem once for each, `rows` of one shape together. Raises InputError that names the item."""
-        pictures: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
-        found: dict[int, Asked] = {}
+        """Decode each image and run the stem on it once, `rows` of one shape together. Raises InputError that names the item."""
+        found: dict[Path, tuple[Tensor, Tensor, tuple[int, int]]] = {}
+        waiting: dict[tuple[int, int], list[tuple[Path, Tensor]]] = {}
 
         def flush(grid: tuple[int, int]) -> None:
-            places, pixels = zip(*pictures.pop(grid), strict=True)
+            files, pixels = zip(*waiting.pop(grid), strict=True)
             with torch.no_grad():
                 features = self.model.model.stem(torch.cat(pixels))
-            for row, place in enumerate(places):
-                found[place] = Asked(items[place], pixels[row], features[row : row + 1], grid)
-                tick()
+            for row, file in enumerate(files):
+                found[file] = pixels[row], features[row : row + 1], grid
 
-        for place, item in enumerate(items):
+        seen: set[Path] = set()
+        for item in items:
+            tick()
+            if item.image in seen:  # several questions about one picture
+                continue
+            seen.add(item.image)
             picture = item.picture()
             grid = nearest_grid(*picture.size, self.processor.image_grids)
-            waiting = pictures.setdefault(grid, [])
-            waiting.append((place, self.processor(images=picture, grid=grid)["pixel_values"]))
-            if len(waiting) == rows:
+            alike = waiting.setdefault(grid, [])
+            alike.append((item.image, self.processor(images=picture, grid=grid)["pixel_values"]))
+            if len(alike) == rows:
                 flush(grid)
-        for grid in list(pictures):
+        for grid in list(waiting):
             flush(grid)
-        return [found[place] for place in range(len(items))]
+        return [Asked(item, *found[item.image]) for item in items]
 
     def inputs(self, asked: Sequence[Asked], pixels: bool = False) -> dict[str, Any]:
         """One batch: image, prompt and, for answers, the decoder's prompt."""

@@ -69,7 +69,7 @@ def depths_at(sureness: Tensor, threshold: float, minimum: int = 1) -> Tensor:
     return torch.where(sureness.isnan().all(-1), 0, depth)
 
 
-def proposals(sureness: Tensor, layers: int, minimum: int, count: int = 5) -> list[tuple[float, float]]:
+def proposals(sureness: Tensor, layers: int, minimum: int, count: int = 7) -> list[tuple[float, float]]:
     """(threshold, mean depth), deepest first: thresholds from the ledger whose mean depths are spread over minimum..layers."""
     values = sureness[..., :-1].flatten()
     values = values[~values.isnan()]
