@@ -52,7 +52,7 @@ def sample_of() -> tuple[set[str], set[int]]:
     return {row["example"] for row in rows if "example" in row}, numbers
 
 
-def answers(calibration: tuple[int, int] = (260, 300), test: tuple[int, int] = (500, 500)) -> None:
+def answers(calibration: tuple[int, int] = (260, 300), test: tuple[int, int] = (250, 250)) -> None:
     """Both splits from the official test splits, of other examples and images: so many of NLVR and of easy-VQA.
 
     Of each NLVR example one permutation, with its human sentence, a made sentence and a made question; as many questions of easy-VQA.

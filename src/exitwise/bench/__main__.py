@@ -30,9 +30,10 @@ def demo(out: Path, summary: Summary) -> None:
 
     done = subprocess.run([sys.executable, "-m", "exitwise", "demo", "--out", str(out)], capture_output=True, text=True, check=True)
     print(done.stdout)
-    for run in record.latest(out, "demo-"):
+    runs = record.latest(out, "demo-")
+    for run in runs:
         _figures(summary, f"demo/{run['task']['kind']}", run)
-        summary["demo/peak_gib"] = max(summary.get("demo/peak_gib") or 0.0, run["peak_gib"])
+    summary["demo/peak_gib"] = max(run["peak_gib"] for run in runs)
 
 
 def held(kind: str, folder: Path, out: Path, summary: Summary, beams: int = 1) -> None:

@@ -41,7 +41,7 @@ class Request:
 
     keep: float = 0.99
     margin: float = 0.0
-    trials: int = 40
+    trials: int = 30
     statics: int = 10
     rows: int = 32
     seed: int = 0

@@ -38,8 +38,8 @@ def run(
 ) -> None:
     """Ask a model once, and show the depth at which each stream and each token left.
 
-    Without --exits and --set all thresholds are 1 and nothing leaves early:
-    calibrate first, or set them by hand to see what happens.
+    The shipped model uses the exits that come with it. Any other needs --exits
+    or --set: without them all thresholds are 1 and nothing leaves early.
 
     \b
     Examples:
