@@ -84,6 +84,10 @@ COURSES = {
         "reward.toml",
         "captions learn from the CIDEr-D of five sampled texts for each photo (self-critical, at every layer); answers go on",
     ),
+    "5-early": (
+        "early.toml",
+        "the same with equal weights of the layers, and with depths of the encoder's streams that are drawn for each step",
+    ),
 }
 
 
