@@ -160,7 +160,8 @@ class Engine:
 
     def run(self, record: bool = False, **inputs: Any) -> Any:
         """The model's own output for these inputs, with `.trace` added. Gradients are off."""
-        self._prove(lambda: self.model(**inputs))
+        if inputs.get("past_key_values") is None:  # a cache is filled by each call: the proof waits for inputs without one
+            self._prove(lambda: self.model(**inputs))
         with torch.no_grad(), self.attached(record=record) as session:
             out = self.model(**inputs)
         if isinstance(out, tuple):
@@ -209,7 +210,11 @@ class Engine:
         config = asked.get("generation_config") or model.generation_config
         beams = asked.get("num_beams") or getattr(config, "num_beams", None) or 1
         steps = asked.get("max_new_tokens") or asked.get("max_length") or getattr(config, "max_new_tokens", None) or config.max_length or 20
-        self._prove(lambda: model.generate(**{**asked, "max_new_tokens": 2, "do_sample": False}))
+        if asked.get("past_key_values") is None:
+            plain = {
+                name: value for name, value in asked.items() if isinstance(value, Tensor | ModelOutput)
+            }  # no streamers, no constraints
+            self._prove(lambda: model.generate(**plain, max_new_tokens=2, do_sample=False))
         drop = beams == 1 and not asked.keys() & {"eos_token_id", "pad_token_id", "generation_config"}  # then the ends are the caller's own
         with torch.no_grad(), self.attached(steps=steps, record=record, drop_ended=drop) as session:
             out = model.generate(**asked, output_scores=wants_scores or beams > 1)

@@ -156,6 +156,27 @@ def test_an_engine_holds_what_was_discovered_to_the_first_inputs() -> None:
     assert type(model) is Apart and torch.equal(model(**inputs), Apart.forward(model, **inputs))
 
 
+def test_the_proof_of_a_discovered_model_leaves_the_callers_cache_and_streamer_alone() -> None:
+    """Each would see every token twice if the proof ran with it; a least length must not upset its short run."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    model, ids = marian(), torch.arange(5, 12)[None]
+    told: list[int] = []
+
+    class Streamer:
+        def put(self, value: Tensor) -> None:
+            told.append(value.numel())
+
+        def end(self) -> None: ...
+
+    out = Engine(model, "never").generate(input_ids=ids, min_new_tokens=5, max_new_tokens=5, num_beams=1, streamer=Streamer())
+    assert sum(told) == out.sequences.shape[1]
+    assert torch.equal(out.sequences, model.generate(input_ids=ids, min_new_tokens=5, max_new_tokens=5, num_beams=1))
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    Engine(model, "never").run(input_ids=ids, decoder_input_ids=ids[:, :3], past_key_values=cache, use_cache=True)
+    assert cache.get_seq_length() == 3
+
+
 def test_one_layer_in_many_places_is_refused() -> None:
     model = TwoInOne().eval()
     model.text_layers = nn.ModuleList([model.text_layers[0]] * 4)

@@ -19,6 +19,16 @@ from .ask import Asked, Asker, scores
 Tick = Callable[[str], None]
 
 
+def telling(bar: Any, prefix: str = "") -> Tick:
+    """A tick that moves a tqdm bar on and names what is done; the bar redraws in its own time, not at each item."""
+
+    def tick(what: str) -> None:
+        bar.set_description_str(f"{prefix}{what}", refresh=False)
+        bar.update()
+
+    return tick
+
+
 def thresholds(
     asker: Asker,
     engine: Engine,
@@ -35,13 +45,13 @@ def thresholds(
     margin: see `calibrate.budget.Bar`. confidence: promise it (`calibrate.promised`), for answers of one telling token only. Raises
     CalibrationError.
     """
-    telling = kind == "answer" and all(asker.trie(one.item).first_tokens() is not None for one in items)
-    if confidence is not None and (margin or not telling):
+    by_ledger = kind == "answer" and all(asker.trie(one.item).first_tokens() is not None for one in items)
+    if confidence is not None and (margin or not by_ledger):
         raise CalibrationError(
             "A promise with a confidence is made for answers that their first token tells apart, and has no margin. "
             "Leave --confidence out for other tasks, or --margin with it."
         )
-    if telling:
+    if by_ledger:
         book, least = ledger(asker, engine, items, tick=tick), engine.settings_dict().get("minimum", 1)
         if confidence is None:
             found = cheapest(book, keep, minimum=least, margin=margin)

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from ..models import shipped_path
 from . import record, report, table
+from .choosing import telling
 from .measure import judge
 
 KEEP = {"answer": 0.99, "caption": 0.98}
@@ -21,14 +22,19 @@ def main(out: Path = Path("results"), quick: bool = False, seed: int = 0, page: 
     runs = []
     for kind in ("answer", "caption"):
         with tqdm(desc=kind, unit="step", file=sys.stderr, leave=False, mininterval=0.5) as bar:
-
-            def tick(what: str, bar: Any = bar, kind: str = kind) -> None:
-                bar.set_description_str(f"{kind}: {what}")
-                bar.update()
-
             limit = 24 if quick else None
             exits, timed = shipped_path() / "exits" / kind, 8 if quick else 24
-            run = judge(kind, exits=exits, limit=limit, out=out, seed=seed, keep=KEEP[kind], timed=timed, name=f"demo-{kind}", tick=tick)
+            run = judge(
+                kind,
+                exits=exits,
+                limit=limit,
+                out=out,
+                seed=seed,
+                keep=KEEP[kind],
+                timed=timed,
+                name=f"demo-{kind}",
+                tick=telling(bar, f"{kind}: "),
+            )
         runs.append(run)
         print(table.render(run, 80))
     where = report.write(runs, page or out / "report.html")

@@ -38,10 +38,10 @@ def render(run: dict[str, Any], width: int = 80) -> str:
             f"{100 * row['kept']['value']:.1f}",
             _depths(row, streams),
             f"{100 * row['etr']['streams']:.0f}",
-            f"{-100 * row['macs_saved']:+.0f}",
+            f"{0.0 - 100 * row['macs_saved']:+.0f}",
             f"{row['calls']:.0f}",
             f"{clock['median']:.0f} {clock['q1']:.0f}-{clock['q3']:.0f}",
-            f"{-100 * row['wallclock_saved']:+.0f}",
+            f"{0.0 - 100 * row['wallclock_saved']:+.0f}",
         )
     console.print(table)
     initials, names = "/".join(s[0] for s in streams), ", ".join(streams)

@@ -108,18 +108,13 @@ def _thresholds(
     from tqdm.auto import tqdm
 
     from ..bench.ask import Asker
-    from ..bench.choosing import thresholds
+    from ..bench.choosing import telling, thresholds
 
     asker = Asker(pair.model, pair.processor, beams)
     with tqdm(total=len(task.items), desc="images", unit="image", file=sys.stderr, mininterval=0.5) as bar:
         asked = asker.prepare(task.items, bar.update)
     with tqdm(desc="calibrate", unit="run", file=sys.stderr, mininterval=0.5) as bar:
-
-        def tick(what: str) -> None:
-            bar.set_description_str(what)
-            bar.update()
-
-        return thresholds(asker, engine, task.kind, asked, keep, margin, confidence, trials, tick)
+        return thresholds(asker, engine, task.kind, asked, keep, margin, confidence, trials, telling(bar))
 
 
 def _found(found: Calibration, task: Task, path: Path) -> Any:

@@ -81,17 +81,13 @@ def bench(
     from tqdm.auto import tqdm
 
     from ..bench import table
+    from ..bench.choosing import telling
     from ..bench.measure import judge
 
     with tqdm(desc=task.value, unit="step", file=sys.stderr, mininterval=0.5) as bar:
-
-        def tick(what: str) -> None:
-            bar.set_description_str(f"{task.value}: {what}")
-            bar.update()
-
         record = judge(
             task.value, data, model=None if model == "shipped" else model, exits=exits, split=split, calibration=calibration, limit=limit,
-            skip_bad=skip_bad, out=out, seed=seed, keep=keep, beams=beams, tick=tick,
+            skip_bad=skip_bad, out=out, seed=seed, keep=keep, beams=beams, tick=telling(bar, f"{task.value}: "),
         )  # fmt: skip
     skipped = record["task"]["skipped"]
     if as_object:
