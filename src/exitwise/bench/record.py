@@ -47,11 +47,11 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> tuple[str | None, bool | None]:
-    """(hash, whether files that git knows were changed) of the work tree this code lies in; (None, None) outside git."""
-    here = Path(__file__).parent
+    """(hash, whether files of this package were changed since) of the work tree this code lies in; (None, None) outside git."""
+    here = Path(__file__).parents[1]
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno", "."], cwd=here, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None, None
     return head, bool(changed.strip())

@@ -139,15 +139,27 @@ def realised(
 
     seconds = alternate({"full": full, "exits": lambda: engine.generate(**given, **generate), "ideal": cut}, repeats)
     medians = {name: statistics.median(s) for name, s in seconds.items()}
-    share = (medians["full"] - medians["exits"]) / (medians["full"] - medians["ideal"])
+    share = _realised(medians["full"], medians["exits"], medians["ideal"])
+    turns = [_realised(*turn) for turn in zip(seconds["full"], seconds["exits"], seconds["ideal"], strict=True)]
     return {
         "rows": rows,
         "depths": [list(d) for d in depths],
         "realised": share,
+        "realised_iqr": quartiles(turns),
         "speedup": medians["full"] / medians["exits"],
         "median_s": medians,
-        "seconds": seconds,
+        "times_s": seconds,
     }
+
+
+def _realised(full: float, exits: float, ideal: float) -> float:
+    return (full - exits) / (full - ideal)
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """The lower and the upper quartile: how far turns of the same measurement lie apart."""
+    lower, _, upper = statistics.quantiles(values, n=4)
+    return lower, upper
 
 
 def overhead(repeats: int = 7, tokens: int = 16, model: OFAForConditionalGeneration | None = None) -> dict[str, Any]:
@@ -168,7 +180,8 @@ def overhead(repeats: int = 7, tokens: int = 16, model: OFAForConditionalGenerat
     medians = {name: statistics.median(s) for name, s in seconds.items()}
     return {
         "overhead": medians["asked"] / medians["full"] - 1,
+        "overhead_iqr": quartiles([asked / full - 1 for asked, full in zip(seconds["asked"], seconds["full"], strict=True)]),
         "overhead_walked": medians["walked"] / medians["full"] - 1,
         "median_s": medians,
-        "seconds": seconds,
+        "times_s": seconds,
     }
