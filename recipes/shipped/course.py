@@ -11,23 +11,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from data import Captions, Questions, Sentences, splits
+from data import EOS, Captions, Questions, Sentences, splits
 from scenes import KINDS
 from streams import Batch, Memory, decoder_states, remember
 from torch import Tensor, nn
 
 from exitwise.models.ofa import OFAForConditionalGeneration
-from exitwise.train import layer_weights, layerwise, sampled_weights
+from exitwise.train import agreement, layer_weights, layerwise, sampled_weights
 
 
 class Taught(nn.Module):
-    """The model in training, with a linear head that says from each image token what lies there; the head is not shipped."""
+    """The model in training, with what is not shipped: a linear head that says from each image token what lies there, and the two figures
+    that read a cosine of consecutive states as a chance."""
 
     def __init__(self, model: OFAForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
         self.cells = nn.Linear(model.config.d_model, len(KINDS))
         nn.init.constant_(self.cells.bias, -4.5)  # the log of how seldom a kind of item is in a cell
+        self.scale, self.centre = nn.Parameter(torch.tensor(20.0)), nn.Parameter(torch.tensor(0.93))
 
     def items(self, memory: Memory, cells: Tensor) -> Tensor:
         """Poisson loss of the counts of items in each cell, a scalar: per item, not per cell, since most cells are empty."""
@@ -40,7 +42,11 @@ class Course:
 
     def __init__(self, encode: Any, plan: Mapping[str, Any], seed: int) -> None:
         self.plan, self.seed = plan, seed
-        self.captions, self.sentences, self.questions = Captions(encode), Sentences(encode), Questions(encode)
+        self.captions, self.sentences, self.questions = (
+            Captions(encode, crops=int(plan.get("crops", 0))),
+            Sentences(encode),
+            Questions(encode),
+        )
         self.heldout = Captions(encode, "dev", [str(name) for name in splits()["flickr8k"]["validation"]])
         self.held_sentences = Sentences(encode, held=True)
         self.cycle: list[str] = list(plan["cycle"])
@@ -57,13 +63,24 @@ class Course:
             batch = self.questions.batch(draw, images, int(self.plan["sentences"]))
         else:
             batch = self.sentences.batch(draw, images, int(self.plan["sentences"]))
-        return replace(batch, depths=self.depths(step))
+        return replace(batch, kind=kind, depths=self.depths(step))
+
+    def planned(self, name: str, kind: str) -> Any:
+        """What the plan says for batches of this kind: a table names kinds, anything else holds for all. None: not planned."""
+        value = self.plan.get(name)
+        return value.get(kind) if isinstance(value, Mapping) else value
+
+    def weights(self, kind: str, layers: int) -> list[float]:
+        """The weights of the layers' losses for batches of this kind: a name that `layer_weights` knows, or one figure per layer."""
+        planned = self.planned("weights", kind)
+        return layer_weights(layers, planned) if isinstance(planned, str) else list(planned)
 
     def depths(self, step: int) -> tuple[int, int] | None:
         """How deep image and text walk the encoder in this step, the same in all processes; None where the plan does not cut."""
-        if "least" not in self.plan:
+        drawn = self.planned("drawn", self.cycle[step % len(self.cycle)])
+        if drawn is None:
             return None
-        image, text = (Random(f"{self.seed}-{step}-{stream}").choice(range(least, 7)) for stream, least in enumerate(self.plan["least"]))
+        image, text = (Random(f"{self.seed}-{step}-{stream}").choice(among) for stream, among in enumerate(drawn))
         return image, text
 
     def objective(self, taught: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -72,20 +89,29 @@ class Course:
         Where the scene is known, the image's last states also learn what lies where: counting cannot be learnt from answers alone in hours.
         """
         assert isinstance(taught, Taught)
-        model, caption = taught.model, batch.kind == "caption"
+        model = taught.model
         memory = remember(model, batch, batch.decoder_input.shape[1])
         states = decoder_states(model, batch, memory)
         layers, others = len(states), int(self.plan["caption_layers"]) - 1
-        generator = torch.Generator().manual_seed(random.Random(int(batch.decoder_input.sum())).getrandbits(40))
-        weights = layer_weights(layers, self.plan["weights"])
-        if caption and others < layers - 1:
+        weights = self.weights(batch.kind, layers)
+        if batch.kind == "caption" and others < layers - 1:
+            generator = torch.Generator().manual_seed(random.Random(int(batch.decoder_input.sum())).getrandbits(40))
             weights = [drawn * own for drawn, own in zip(sampled_weights(layers, others, generator), weights, strict=True)]
-        smoothing = 0.1 if caption else 0.0
+        smoothing = 0.1 if batch.kind == "caption" else 0.0
         loss = layerwise(states, model.readout, batch.labels, smoothing=smoothing, weights=weights, reduction="mean")
+        sure = self.sure(taught, batch.kind, states, batch.labels)
         if batch.cells is None:
-            return {"loss": loss, ("caption" if caption else "answer"): loss}
+            return {"loss": loss + sure, batch.kind: loss, "sure": sure}
         items = taught.items(memory, batch.cells)
-        return {"loss": loss + float(self.plan["items"]) * items, "sentences": loss, "items": items}
+        return {"loss": loss + sure + float(self.plan["items"]) * items, batch.kind: loss, "sure": sure, "items": items}
+
+    def sure(self, taught: Taught, kind: str, states: list[Tensor], labels: Tensor) -> Tensor:
+        """The loss of `train.agreement` with its planned weight, at the answer alone or at all words of a caption."""
+        share = self.planned("sure", kind)
+        if not share:
+            return labels.new_zeros((), dtype=torch.float32)
+        asked = labels.ne(-100) if kind in ("caption", "reward") else labels.ne(-100) & labels.ne(EOS)
+        return share * agreement(states, taught.model.readout, asked, taught.scale, taught.centre)
 
     def validate(self, taught: nn.Module) -> Mapping[str, float]:
         """Cross-entropy of held captions, and accuracy on held pictures with human and with made sentences, at full depth."""

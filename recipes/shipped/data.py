@@ -71,18 +71,20 @@ def stack(maps: list[np.ndarray]) -> Tensor:
 
 @dataclass
 class Captions:
-    """Flickr8k photos, as they are or mirrored, with all their captions."""
+    """Flickr8k photos with all their captions; those of training as they are, mirrored, or in one of `crops` random crops."""
 
     encode: Encode
     split: str = "train"
     names: list[str] = field(default_factory=list)
+    crops: int = 0
 
     def __post_init__(self) -> None:
         rows = read_rows(DATA / "flickr8k" / f"{self.split}.jsonl")
         self.texts = {str(row["image"]): [plain_caption(text) for text in row["captions"]] for row in rows}  # type: ignore[attr-defined]
         self.ids = {name: [self.encode(text)[:40] for text in texts] for name, texts in self.texts.items()}
         self.names = self.names or sorted(self.ids)
-        self.sets = [FeatureSet(f"flickr-{self.split}")] + ([FeatureSet("flickr-train-flip")] if self.split == "train" else [])
+        others = ["-flip", *(f"-crop{number}" for number in range(self.crops))] if self.split == "train" else []
+        self.sets = [FeatureSet(f"flickr-{self.split}{other}") for other in ("", *others)]
         self.prompt = torch.tensor([[BOS, *self.encode(CAPTION_PROMPT), EOS]])
 
     def batch(self, draw: Random, images: int, each: int = 5) -> Batch:

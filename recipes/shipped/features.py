@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parent))
 from recolour import recolour_image, swaps_of
@@ -19,6 +20,7 @@ DATA = Path(".data")
 CACHE = DATA / "cache"
 PHOTO, STRIP = (8, 8), (5, 20)
 STRIDE = 32
+CROPS = 5
 Picture = Callable[[], Image.Image]
 
 
@@ -52,6 +54,25 @@ def flickr(split: str, flip: bool) -> Iterator[tuple[str, Picture]]:
         yield name, picture
 
 
+def cropped(image: Image.Image, draw: Random) -> Image.Image:
+    """A random part of 55 to 100 % of the area, of nearly the photo's own form, mirrored or not, a little brighter or darker."""
+    share, form = draw.uniform(0.55, 1.0), draw.uniform(0.85, 1.18)
+    width, height = (min(side, round(side * share**0.5 * change**0.5)) for side, change in zip(image.size, (form, 1 / form), strict=True))
+    left, top = draw.randint(0, image.width - width), draw.randint(0, image.height - height)
+    part = image.crop((left, top, left + width, top + height))
+    part = ImageOps.mirror(part) if draw.random() < 0.5 else part
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        part = change(part).enhance(draw.uniform(0.75, 1.3))
+    return part
+
+
+def crops(number: int) -> Iterator[tuple[str, Picture]]:
+    """Names and random crops of Flickr8k's training photos, the same for the same number."""
+    for row in read_rows(DATA / "flickr8k" / "train.jsonl"):
+        name = str(row["image"])
+        yield name, lambda name=name: cropped(open_rgb(DATA / "flickr8k" / "images" / name), Random(f"{name}-{number}"))
+
+
 def nlvr(copy: int | None) -> Iterator[tuple[str, Picture]]:
     """Names and pictures of NLVR's development split, as they are or recoloured."""
     for row in read_rows(DATA / "nlvr" / "dev.jsonl"):
@@ -76,6 +97,7 @@ SETS: dict[str, tuple[Callable[[], Iterator[tuple[str, Picture]]], tuple[int, in
     "flickr-train": (lambda: flickr("train", False), PHOTO),
     "flickr-dev": (lambda: flickr("dev", False), PHOTO),
     "flickr-train-flip": (lambda: flickr("train", True), PHOTO),
+    **{f"flickr-train-crop{number}": (lambda number=number: crops(number), PHOTO) for number in range(CROPS)},
     "nlvr-dev": (lambda: nlvr(None), STRIP),
     "nlvr-dev-swap0": (lambda: nlvr(0), STRIP),
     "nlvr-dev-swap1": (lambda: nlvr(1), STRIP),

@@ -84,10 +84,11 @@ class Rewarded(Course):
         )
         model.train()
         advantage = leave_one_out(worth.view(-1, self.samples)).flatten() / 100
-        loss = self_critical(
-            decoder_states(model, said), model.readout, said.labels, advantage, weights=self.plan["weights"], reduction="mean"
-        )
-        return {"loss": loss, "reward": worth.mean()}
+        states = decoder_states(model, said)
+        weights = self.weights("reward", len(states))
+        loss = self_critical(states, model.readout, said.labels, advantage, weights=weights, reduction="mean")
+        sure = self.sure(taught, "reward", states, said.labels)
+        return {"loss": loss + sure, "reward": worth.mean(), "sure": sure}
 
     def validate(self, taught: nn.Module) -> Mapping[str, float]:
         """CIDEr-D of greedy captions beside the rest; the loss is its negative, so that the best is kept."""

@@ -73,6 +73,45 @@ def test_a_resumed_run_is_the_unbroken_run(tmp_path: Path) -> None:
         assert torch.equal(mine, theirs)
 
 
+def test_the_average_is_what_is_judged_and_exported_and_it_resumes(tmp_path: Path) -> None:
+    """By hand: it begins with the weights after the first step, and moves by a tenth towards each later ones."""
+    seen: list[Tensor] = []
+
+    def watched(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        seen.append(model[0].weight.detach().clone())  # type: ignore[index]
+        return objective(model, batch)
+
+    judged: list[Tensor] = []
+
+    def look(model: nn.Module) -> dict[str, float]:
+        judged.append(model[0].weight.detach().clone())  # type: ignore[index]
+        return {"loss": 0.0}
+
+    model = network()
+    options = settings(tmp_path, 8, average=0.9, save_every_s=1e-9, validate_every_s=1e-9)
+    train(model, batches, watched, options, look)
+    after = [*seen[1:], model[0].weight.detach()]  # type: ignore[index]
+    expected = [after[0]]
+    for weights in after[1:]:
+        expected.append(0.9 * expected[-1] + 0.1 * weights)
+    assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in zip(judged, expected, strict=True))  # fp32, another order
+    assert not torch.allclose(judged[-1], after[-1], atol=1e-4)
+
+    exported: list[Tensor] = []
+    half = tmp_path / "half"
+
+    def interrupt(step: int) -> tuple[Tensor, Tensor]:
+        if step == 4:
+            raise Interrupted
+        return batches(step)
+
+    options = settings(half, 8, average=0.9, save_every_s=1e-9)
+    with pytest.raises(Interrupted):
+        train(network(), interrupt, objective, options)
+    train(network(), batches, objective, options, on_save=lambda kept: exported.append(kept[0].weight.detach().clone()))  # type: ignore[index]
+    assert torch.equal(exported[-1], judged[-1])
+
+
 def test_time_ends_it_too(tmp_path: Path) -> None:
     progress = train(network(), batches, objective, Settings(tmp_path, seconds=0.3, warmup=0))
     assert progress.used_s >= 0.3 and progress.step > 1

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from exitwise.errors import KnobError
-from exitwise.train import layer_weights, layerwise, leave_one_out, sampled_weights, self_critical
+from exitwise.train import agreement, layer_weights, layerwise, leave_one_out, sampled_weights, self_critical
 
 
 @pytest.fixture
@@ -144,3 +144,36 @@ def test_self_critical_counts_layers_by_their_weights(states: list[torch.Tensor]
     assert both.item() == pytest.approx((each[0] + 3 * each[2]) / 4, rel=1e-5)  # float32 sums in another order
     with pytest.raises(KnobError, match="One per row|one per row"):
         self_critical(states, identity, sampled, torch.ones(3))
+
+
+def test_agreement_by_hand() -> None:
+    """Three layers, two places: cosines of layers 1 and 2 are 0.6 and 1; layer 2 says what layer 3 says at the second place only."""
+    first = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    second = torch.tensor([[[0.6, 0.8], [0.0, 3.0]]])
+    last = torch.tensor([[[5.0, 0.0], [0.0, 1.0]]])
+    asked = torch.tensor([[True, True]])
+    chance = [1 / (1 + math.exp(-10 * (cosine - 0.8))) for cosine in (0.6, 1.0)]
+    expected = (-math.log(1 - chance[0]) - math.log(chance[1])) / 2
+    assert float(agreement([first, second, last], identity, asked, 10.0, 0.8)) == pytest.approx(expected, rel=1e-5)
+    # The first place not asked: the second alone counts. The last layer's own cosine never does: there is nothing left to leave.
+    assert float(agreement([first, second, last], identity, ~torch.tensor([[True, False]]), 10.0, 0.8)) == pytest.approx(
+        -math.log(chance[1]), rel=1e-5
+    )
+    assert (
+        float(agreement([first, second, last], identity, ~asked, 10.0, 0.8))
+        == float(agreement([first, last], identity, asked, 10.0, 0.8))
+        == 0
+    )
+
+
+def test_agreement_makes_states_alike_where_the_choice_is_made_and_unlike_where_it_is_not() -> None:
+    torch.manual_seed(0)
+    first = torch.randn(1, 2, 4)
+    second, last = (first + 0.5 * torch.randn(1, 2, 4)).requires_grad_(), torch.zeros(1, 2, 4)
+    last[0, 0, int(second[0, 0].argmax())] = 1  # the same choice
+    last[0, 1, int(second[0, 1].argmin())] = 1  # another one
+    agreement([first, second, last], identity, torch.ones(1, 2, dtype=torch.bool), 10.0, 0.8).backward()
+    with torch.no_grad():
+        assert second.grad is not None
+        moved = F.cosine_similarity(first, second - 0.01 * second.grad, dim=-1) - F.cosine_similarity(first, second, dim=-1)
+    assert moved[0, 0] > 0 > moved[0, 1]

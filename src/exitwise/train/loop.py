@@ -17,12 +17,14 @@ from accelerate.utils import broadcast, set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from exitwise.errors import CheckpointError, KnobError
 
 from .schedules import warmup_cosine
 
+AVERAGE = "average.safetensors"
 Batch = Any
 Batches = Callable[[int], Batch]
 Objective = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
@@ -46,6 +48,7 @@ class Settings:
     log_every: int = 20
     save_every_s: float = 180.0
     validate_every_s: float = 600.0
+    average: float = 0.0  # decay of the moving average of the weights, which is then what is validated and exported; 0: none
     patience: int | None = None  # validations without a better "loss" before stopping; None never stops early
 
     def __post_init__(self) -> None:
@@ -55,6 +58,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise KnobError(f"{name} is {value}, but must be above 0.")
+        if not 0 <= self.average < 1:
+            raise KnobError(f"average is {self.average}. Allowed: 0 (none) to below 1, such as 0.999.")
 
 
 @dataclass
@@ -97,6 +102,7 @@ def train(
     optimizer = _optimizer(model, settings)
     progress = load(settings.folder, model, optimizer)
     model.to(accelerator.device)
+    average = _average(model, settings)
     clock = _Clock(progress.used_s, progress.used_s)
     first = accelerator.is_main_process
     bar = tqdm(total=settings.steps, initial=progress.step, desc="train", unit="step", mininterval=5, disable=not first)
@@ -106,6 +112,8 @@ def train(
         torch.manual_seed((settings.seed * 1_000_003 + progress.step) * accelerator.num_processes + accelerator.process_index)
         rate = settings.lr * warmup_cosine(progress.step, _share(progress, settings), settings.warmup)
         figures = _step(accelerator, model, optimizer, objective, batches(progress.step), rate, settings.clip)
+        if average is not None:
+            average.update_parameters(model)
         progress.step += 1
         progress.used_s += time.monotonic() - began
         bar.update()
@@ -114,13 +122,11 @@ def train(
             bar.set_postfix({name: f"{value:.3f}" for name, value in numbers.items()})
             _log(settings.folder, {"step": progress.step, "used_s": round(progress.used_s, 1), "lr": rate, **numbers})
         if first:
-            _housekeeping(model, optimizer, progress, settings, clock, validate, on_save)
+            _housekeeping(model, average, optimizer, progress, settings, clock, validate, on_save)
         _agree(accelerator, progress)
     bar.close()
     if first:
-        save(settings.folder, model, optimizer, progress, settings)
-        if on_save is not None:
-            on_save(model)
+        _keep(model, average, optimizer, progress, settings, on_save)
     accelerator.wait_for_everyone()
     return progress
 
@@ -162,8 +168,34 @@ def _step(
     return {**{name: value.detach() for name, value in figures.items()}, "norm": norm}
 
 
+def _average(model: nn.Module, settings: Settings) -> AveragedModel | None:
+    """The moving average of the weights, as it was kept in the folder, or beginning with the model as it is."""
+    if not settings.average:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average))  # type: ignore[no-untyped-call]
+    if (settings.folder / AVERAGE).exists():
+        average.module.load_state_dict(load_file(settings.folder / AVERAGE), strict=False)
+        average.n_averaged.fill_(1)  # the next update averages, and does not begin anew
+    return average
+
+
+def _keep(
+    model: nn.Module,
+    average: AveragedModel | None,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    settings: Settings,
+    on_save: Callable[[nn.Module], None] | None,
+) -> None:
+    """A checkpoint, and the export of what is to be used."""
+    save(settings.folder, model, optimizer, progress, settings, average)
+    if on_save is not None:
+        on_save(model if average is None else average.module)
+
+
 def _housekeeping(
     model: nn.Module,
+    average: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     settings: Settings,
@@ -174,9 +206,10 @@ def _housekeeping(
     """Validates and saves where it is due."""
     if validate is not None and progress.used_s - clock.validated >= settings.validate_every_s:
         began = time.monotonic()
-        model.eval()
+        judged = model if average is None else average.module
+        judged.eval()
         with torch.no_grad():
-            figures = dict(validate(model))
+            figures = dict(validate(judged))
         progress.used_s += time.monotonic() - began
         clock.validated = progress.used_s
         improved = figures["loss"] < progress.best
@@ -184,12 +217,10 @@ def _housekeeping(
         progress.history.append({"step": progress.step, **figures})
         _log(settings.folder, {"step": progress.step, "used_s": round(progress.used_s, 1), **{f"valid/{k}": v for k, v in figures.items()}})
         if improved:
-            save_file(_weights(model), settings.folder / "best.safetensors")
+            save_file(_weights(judged), settings.folder / "best.safetensors")
     if progress.used_s - clock.saved >= settings.save_every_s:
         clock.saved = progress.used_s
-        save(settings.folder, model, optimizer, progress, settings)
-        if on_save is not None:
-            on_save(model)
+        _keep(model, average, optimizer, progress, settings, on_save)
 
 
 def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
@@ -230,10 +261,19 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return kept
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, settings: Settings) -> None:
-    """Writes the checkpoint: model.safetensors, state.pt (optimizer and progress) and settings.json, each replaced in one move."""
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    settings: Settings,
+    average: AveragedModel | None = None,
+) -> None:
+    """Writes the checkpoint, each file replaced in one move: model.safetensors, state.pt (optimizer and progress), settings.json, and
+    average.safetensors where the weights are averaged."""
     state = {"optimizer": optimizer.state_dict(), "progress": asdict(progress)}
     writers: dict[str, Callable[[Path], None]] = {
+        **({AVERAGE: lambda path: save_file(_weights(average.module), path)} if average is not None else {}),
         "model.safetensors": lambda path: save_file(_weights(model), path),
         "state.pt": lambda path: torch.save(state, path),
         "settings.json": lambda path: _write_json(path, {**asdict(settings), "folder": settings.folder.name}),

@@ -101,6 +101,27 @@ def self_critical(
     return total / sum(shares) if reduction == "mean" else total
 
 
+def agreement(
+    hidden_states: Sequence[Tensor], readout: Callable[[Tensor], Tensor], asked: Tensor, scale: Tensor | float, centre: Tensor | float
+) -> Tensor:
+    """Teaches saturation to mean something, a scalar: mean BCE(scale * (cos(h_i-1, h_i) - centre), layer i says what the last one says).
+
+    Over the layers 2 to n - 1 and the asked places; (rows, tokens), True where something is asked. MuE leaves where consecutive states are
+    alike and hopes that the answer is ready there; with this loss beside the layer-wise one, a threshold on the cosine is a threshold on
+    the chance that leaving changes nothing. Ours, not the paper's. No place at all, or fewer than three layers, gives 0.
+    """
+    picked = [hidden[asked].float() for hidden in hidden_states]
+    if len(picked) < 3 or not len(picked[0]):
+        return hidden_states[0].new_zeros(())
+    with torch.no_grad():
+        said = [readout(hidden[asked]).argmax(-1) for hidden in hidden_states[1:]]
+    losses = [
+        F.binary_cross_entropy_with_logits(scale * (F.cosine_similarity(before, after, dim=-1) - centre), (mine == said[-1]).float())
+        for before, after, mine in zip(picked, picked[1:-1], said, strict=False)
+    ]
+    return torch.stack(losses).mean()
+
+
 def _shares(hidden_states: Sequence[Tensor], weights: Weights | Sequence[float], reduction: str) -> list[float]:
     """One weight per layer, checked."""
     if reduction not in ("sum", "mean"):
