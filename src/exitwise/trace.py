@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,12 @@ class Trace:
             "crossed": dict(self.crossed),
             "head_calls": self.head_calls,
         }
+
+    @staticmethod
+    def from_dict(given: Mapping[str, Any]) -> Trace:
+        """The trace that `to_dict` wrote; similarities are not in it."""
+        tensors = {name: {k: torch.tensor(v, dtype=torch.long) for k, v in given[name].items()} for name in ("depth", "tokens")}
+        return Trace(**{**given, **tensors})
 
     @staticmethod
     def cat(traces: Sequence[Trace]) -> Trace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,19 +101,28 @@ class Asker:
             for start in range(0, len(places), rows):
                 yield places[start : start + rows]
 
-    def ask(self, engine: Engine, asked: Sequence[Asked], rows: int = 16, pixels: bool = False) -> Said:
-        """All items through the engine, in batches."""
+    def ask(
+        self,
+        engine: Engine,
+        asked: Sequence[Asked],
+        rows: int = 16,
+        pixels: bool = False,
+        through: Callable[[list[int], Callable[[], Said]], Said] = lambda places, run: run(),
+    ) -> Said:
+        """All items through the engine, in batches. through: (places, run) is called for every batch, and may know what run() would say."""
         texts: list[str] = [""] * len(asked)
         tokens: list[list[tuple[str, int]]] = [[] for _ in asked]
         traces, order = [], []
         for places in self.groups(asked, rows):
-            part = [asked[p] for p in places]
-            said = self._answer(engine, part, pixels) if part[0].item.candidates else self._caption(engine, part, pixels)
+            said = through(places, partial(self._batch, engine, [asked[p] for p in places], pixels))
             for place, text, words in zip(places, said.texts, said.tokens, strict=True):
                 texts[place], tokens[place] = text, words
             traces.append(said.trace)
             order += places
         return Said(texts, _in_order(Trace.cat(traces), order), tokens)
+
+    def _batch(self, engine: Engine, part: Sequence[Asked], pixels: bool) -> Said:
+        return self._answer(engine, part, pixels) if part[0].item.candidates else self._caption(engine, part, pixels)
 
     def _answer(self, engine: Engine, part: Sequence[Asked], pixels: bool) -> Said:
         trie = self.trie(part[0].item)

@@ -9,19 +9,21 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..cost import count_macs, etr_readings
-from ..engine import Engine
+from ..engine import SETTINGS_FILE, Engine, fingerprint
 from ..errors import InputError
 from ..trace import Trace
 from . import record, tasks
 from .ask import Asked, Asker, Said, load_pair, scores
 from .choosing import Tick
 from .compare import ratio
+from .journal import Journal
 from .metrics import bootstrap
 from .ways import Request, Way, choose, histogram, kept
 
@@ -86,6 +88,9 @@ def judge_on(task: tasks.Task, held: tasks.Task | None, data: str, setup: Setup)
     }
     with record.run(setup.out, setup.name or f"bench-{kind}", config, setup.seed) as run:
         items = asker.prepare(task.items, lambda: setup.tick("images"))
+        journal = _journal(asker, task, held, config, setup)
+        if journal.batches:
+            setup.tick(f"{journal.batches} batches of a run that was stopped are taken over")
         if held is None:
             if setup.exits is None:
                 raise InputError("There is nothing to choose exits on. Give exits, or items to calibrate on.")
@@ -93,27 +98,54 @@ def judge_on(task: tasks.Task, held: tasks.Task | None, data: str, setup: Setup)
             known = ways[1].engine.calibration
             found: dict[str, Any] = {} if known is None else {**known.to_dict(), "tried": len(known.tried)}
         else:
-            chosen = asker.prepare(held.items, lambda: setup.tick("images"))
-            asked = Request(keep=setup.keep, margin=setup.margin, seed=setup.seed)
-            ways, found = choose(asker, kind, chosen, asked, setup.tick)
+            ways, found = journal.ways(asker, partial(_chosen, asker, held, setup))
         run["task"] = {
             "kind": kind, "metric": task.metric, "folder": data, "split": task.split,
             "items": len(items), "skipped": [f"{f.where}: {f.what}" for f in task.faults],
         }  # fmt: skip
         run["sweep"] = found.pop("sweep", {})
         run["calibration"] = {"items": found["rows"], "chosen": "before" if setup.exits else "now", **found} if found else None
-        measure(run, asker, kind, items, ways, setup)
+        measure(run, asker, kind, items, ways, setup, journal)
+    journal.done()
     return run
 
 
-def measure(run: dict[str, Any], asker: Asker, kind: str, items: Sequence[Asked], ways: Sequence[Way], setup: Setup) -> None:
+def _chosen(asker: Asker, held: tasks.Task, setup: Setup) -> tuple[list[Way], dict[str, Any]]:
+    """The ways, chosen on the held items."""
+    items = asker.prepare(held.items, lambda: setup.tick("images"))
+    return choose(asker, held.kind, items, Request(keep=setup.keep, margin=setup.margin, seed=setup.seed), setup.tick)
+
+
+def _journal(asker: Asker, task: tasks.Task, held: tasks.Task | None, config: dict[str, Any], setup: Setup) -> Journal:
+    """The journal of this run: what its answers depend on."""
+    exits = None if setup.exits is None else sorted((str(f), f.read_text("utf-8")) for f in Path(setup.exits).rglob(SETTINGS_FILE))
+    asked = [[(i.prompt, i.references, i.candidates, _stamp(i.image)) for i in t.items] for t in (task, held) if t is not None]
+    depends = {
+        **config,
+        "seed": setup.seed,
+        "weights": fingerprint(asker.model),
+        "versions": record.versions(),
+        "exits": exits,
+        "items": asked,
+    }
+    return Journal(setup.out, setup.name or f"bench-{task.kind}", depends)
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    """What changes when the file does."""
+    told = file.stat()
+    return str(file.resolve()), told.st_size, told.st_mtime_ns
+
+
+def measure(
+    run: dict[str, Any], asker: Asker, kind: str, items: Sequence[Asked], ways: Sequence[Way], setup: Setup, journal: Journal
+) -> None:
     """Fill a run's record: rows, saturation, gallery, thresholds."""
     said, macs = {}, {}
     for way in ways:
         setup.tick(f"quality: {way.label}")
-        with count_macs() as counted:
-            said[way.key] = asker.ask(way.engine, items)
-        macs[way.key] = counted.total / len(items)
+        said[way.key], total = journal.ask(asker, way, items)
+        macs[way.key] = total / len(items)
     stem = _stem_macs(asker, items)
     clock = _times(asker, items[:: max(1, len(items) // setup.timed)][: setup.timed], ways, setup.tick)
     points = {key: scores(kind, s.texts, [a.item for a in items]) for key, s in said.items()}
