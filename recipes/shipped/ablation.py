@@ -1,7 +1,7 @@
 """The paper's ablations (tables 2 and 4) in small: the same short training with and without the layer-wise loss, and with a fused encoder.
 
 Three models of the shipped shape learn easy-VQA from the same start for as many steps; exits are then calibrated and judged on the embedded
-sample's questions. One JSON run for each goes to results/. Run: python recipes/shipped/ablation.py [--steps 260]
+sample's questions. One JSON run for each goes to results/. Run: python recipes/shipped/ablation.py [--steps 300] [--only ARM]
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ARMS = (
 )
 
 
-def learn(arm: Arm, processor: OFAProcessor, steps: int, images: int = 16, each: int = 4) -> OFAForConditionalGeneration:
+def learn(arm: Arm, processor: OFAProcessor, steps: int, images: int = 8, each: int = 4) -> OFAForConditionalGeneration:
     """The arm's model after so many steps; the order of the data is the same for all arms."""
     config = tomllib.loads((HERE / "train.toml").read_text(encoding="utf-8"))
     model = build_model({**config["model"], "decomposed": arm.decomposed, "vocab_size": len(processor.tokenizer)}, seed=0)
@@ -97,12 +97,13 @@ def judge(arm: Arm, asker: Asker, splits: dict[str, list[Asked]]) -> dict[str, o
 def main() -> None:
     """All arms in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=260)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--only", choices=[arm.name for arm in ARMS], help="one of the three; without it all, in turn")
     parser.add_argument("--out", type=Path, default=Path("results"))
     given = parser.parse_args()
     install()
     processor = OFAProcessor.from_pretrained(shipped_path())
-    for arm in ARMS:
+    for arm in [arm for arm in ARMS if given.only in (None, arm.name)]:
         with record.run(
             given.out, f"ablation-{arm.name}", {"steps": given.steps, "decomposed": arm.decomposed, "weights": arm.weights}, 0
         ) as run:

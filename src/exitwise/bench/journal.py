@@ -31,7 +31,7 @@ class Journal:
     def __init__(self, out: Path, name: str, depends: Mapping[str, Any]) -> None:
         text = json.dumps(depends, sort_keys=True, default=str)
         self.folder = out / UNFINISHED / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        self._known = {(line["way"], tuple(line["places"])): line for line in _lines(self.folder / SAID)}
+        self._known = {(line["way"], tuple(line["places"])): line for line in whole_lines(self.folder / SAID)}
 
     @property
     def batches(self) -> int:
@@ -84,8 +84,8 @@ class Journal:
             file.write(json.dumps(line) + "\n")
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that may have been cut off in the middle of one."""
+def whole_lines(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a last one that was torn off is taken out of the file, and no file has none."""
     if not file.exists():
         return []
     text = file.read_text(encoding="utf-8")

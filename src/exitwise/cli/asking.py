@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..engine import Engine
 from ..errors import InputError
 from ..trace import Trace
+
+if TYPE_CHECKING:
+    from ..bench.ask import Asker
+    from ..bench.tasks import Item
 
 LONGEST = 20
 
@@ -48,8 +52,22 @@ def ask(engine: Engine, processor: Any, question: Question) -> Reply:
 
 
 def _unified(engine: Engine, processor: Any, question: Question) -> Reply:
-    """An item of the benchmark's kind: the prompt is repeated to the decoder where an answer is chosen."""
+    item = item_of(question)
+    _opened(item.image)
+    asker = asker_of(engine, processor, question)
+    said = asker.ask(engine, asker.prepare([item]))
+    return Reply(said.texts[0], said.tokens[0], said.trace)
+
+
+def asker_of(engine: Engine, processor: Any, question: Question) -> Asker:
+    """What asks the unified model."""
     from ..bench.ask import Asker
+
+    return Asker(engine.model, processor, question.beams)
+
+
+def item_of(question: Question) -> Item:
+    """A question for the unified model as an item of the benchmark's kind. Raises InputError for a question that lacks something."""
     from ..bench.tasks import CAPTION_PROMPT, Item
 
     if question.image is None:
@@ -60,11 +78,7 @@ def _unified(engine: Engine, processor: Any, question: Question) -> Reply:
         raise InputError("An answer needs a question. Give it with --prompt 'is there a red square?'.")
     prompt = CAPTION_PROMPT if question.prompt is None else question.prompt
     candidates = question.candidates if question.kind == "answer" else ()
-    _opened(question.image)
-    item = Item(question.image.name, str(question.image), question.image, prompt, (), candidates)
-    asker = Asker(engine.model, processor, question.beams)
-    said = asker.ask(engine, asker.prepare([item]))
-    return Reply(said.texts[0], said.tokens[0], said.trace)
+    return Item(question.image.name, str(question.image), question.image, prompt, (), candidates)
 
 
 def _opened(path: Path) -> Any:

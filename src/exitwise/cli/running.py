@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
-from .saying import as_json, guarded, note, show
+from .saying import NOT_MET, as_json, guarded, note, show
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from .asking import Reply
+    from .asking import Question, Reply
 
 EARLY, MIDDLE, LATE = "bold green", "yellow", "red"
 
@@ -34,9 +35,15 @@ def run(
     bpe: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="The vocabulary of an official OFA checkpoint, if it does not lie beside it.")
     ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Ask the same about every image in it; the answers go to --out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON lines for --images; one that was begun goes on.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Images of a batch, with --images.")] = 16,
+    strict: Annotated[bool, typer.Option("--strict", help="End with 1 if an image was left out.")] = False,
     as_object: options.Json = False,
 ) -> None:
-    """Ask a model once, and show the depth at which each stream and each token left.
+    """Ask a model once, and show the depth at which each stream and each token left; or about a folder of images.
 
     The shipped model uses the exits that come with it. Any other needs --exits
     or --set: without them all thresholds are 1 and nothing leaves early.
@@ -48,6 +55,7 @@ def run(
                    --candidates true,false --exits FOLDER
       exitwise run MODEL --image dog.jpg --method static --set decoder=2 --json
       exitwise run ofa_base.pt --bpe utils/BPE --image dog.jpg
+      exitwise run --images photos --out captions.jsonl
     """
     from .asking import Question, ask, candidates_of
     from .loading import engine_of, model_of, processor_of
@@ -57,13 +65,41 @@ def run(
     loaded = model_of(model)
     saved = exits if exits is not None or method is not None or given else _shipped_exits(model, kind)
     engine = engine_of(loaded, method, saved, given, **({"decoder_scope": "last"} if kind == "answer" else {}))
-    reply = ask(engine, processor_of(model, loaded, bpe), Question(kind, image, prompt, choices, beams, longest))
+    question, processor = Question(kind, image, prompt, choices, beams, longest), processor_of(model, loaded, bpe)
+    if images is not None or out is not None:
+        _folder(engine, processor, question, images, out, rows, strict, as_object)
+        return
+    reply = ask(engine, processor, question)
     if as_object:
         as_json(_body(model, kind, engine, reply))
         return
     show(*_tables(engine, reply))
     if engine.method_name == "mue" and all(engine.settings_dict().get(stream, 1.0) >= 1 for stream in engine.layers):
         note("All thresholds are 1, so nothing left early. Try --set image=0.9, or calibrate and give --exits FOLDER.")
+
+
+def _folder(
+    engine: Engine, processor: Any, question: Question, images: Path | None, out: Path | None, rows: int, strict: bool, as_object: bool
+) -> None:
+    """All images of a folder; what was left out is named at the end."""
+    from tqdm.auto import tqdm
+
+    from ..errors import KnobError
+    from .many import images_in, many
+
+    if images is None or out is None or question.image is not None:
+        raise KnobError("--images FOLDER and --out FILE go together, without --image.")
+    with tqdm(total=len(images_in(images)), desc="images", unit="image", file=sys.stderr, mininterval=0.5) as bar:
+        tally = many(engine, processor, question, images, out, rows, bar.update)
+    for each in tally.skipped:
+        note(f"left out: {each}")
+    body = {"out": str(out), "written": tally.written, "known": tally.known, "skipped": len(tally.skipped)}
+    if as_object:
+        as_json(body)
+    else:
+        show(f"{tally.written} written, {tally.known} known from before, {len(tally.skipped)} left out: {out}")
+    if tally.skipped and strict:
+        raise typer.Exit(NOT_MET)
 
 
 def _shipped_exits(model: str, kind: str) -> Path | None:
