@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from exitwise.bench.metrics import CiderScorer
 from exitwise.models.ofa import OFAForConditionalGeneration
-from exitwise.train import leave_one_out, self_critical
+from exitwise.train import distilled, leave_one_out, self_critical
 
 END = " endofcaption"  # judged as a word, or texts that stop in mid-phrase would cost nothing
 LONGEST = 18
@@ -70,7 +70,7 @@ class Rewarded(Course):
             return super().objective(taught, batch)
         assert isinstance(taught, Taught)
         model = taught.model
-        ids = write(model, self.captions, batch.features, do_sample=True, **self.how)
+        ids, logits = write(model, self.captions, batch.features, do_sample=True, **self.how)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         worth = torch.tensor([self.judge(batch.names[row // self.samples], text) for row, text in enumerate(texts)])
         rows = [until_end(row) for row in ids.tolist()]
@@ -88,7 +88,9 @@ class Rewarded(Course):
         weights = self.weights("reward", len(states))
         loss = self_critical(states, model.readout, said.labels, advantage, weights=weights, reduction="mean")
         sure = self.sure(taught, "reward", states, said.labels)
-        return {"loss": loss + sure, "reward": worth.mean(), "sure": sure}
+        share = float(self.planned("distil", "reward") or 0)
+        early = share * distilled(states, model.readout, logits[:, : said.labels.shape[1]], said.labels != -100) if share else 0.0
+        return {"loss": loss + sure + early, "reward": worth.mean(), "sure": sure, "early": torch.as_tensor(early)}
 
     def validate(self, taught: nn.Module) -> Mapping[str, float]:
         """CIDEr-D of greedy captions beside the rest; the loss is its negative, so that the best is kept."""
@@ -98,7 +100,7 @@ class Rewarded(Course):
         points = []
         for start in range(0, len(names), 50):
             part = names[start : start + 50]
-            ids = write(model, self.captions, stack([self.heldout.sets[0][name] for name in part]), do_sample=False)
+            ids, _ = write(model, self.captions, stack([self.heldout.sets[0][name] for name in part]), do_sample=False)
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             points += [self.held_judge(name, text) for name, text in zip(part, texts, strict=True)]
         cider = sum(points) / len(points)
@@ -107,15 +109,16 @@ class Rewarded(Course):
 
 
 @torch.no_grad()
-def write(model: OFAForConditionalGeneration, captions: Captions, features: Tensor, **how: Any) -> Tensor:
-    """Captions of these photos as ids without the start token, (photos * samples, length); the model is left in eval mode."""
+def write(model: OFAForConditionalGeneration, captions: Captions, features: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+    """Captions of these photos as ids without the start token, (photos * samples, length), and the logits that they were drawn from,
+    (photos * samples, length, vocabulary); the model is left in eval mode."""
     model.eval()
     source = captions.prompt.expand(len(features), -1)
-    out = model.generate(
-        input_ids=source, image_features=features, max_new_tokens=LONGEST, eos_token_id=EOS, pad_token_id=PAD, num_beams=1, **how
-    )
-    ids: Tensor = out[:, 1:]
-    return ids
+    out: Any = model.generate(
+        input_ids=source, image_features=features, max_new_tokens=LONGEST, eos_token_id=EOS, pad_token_id=PAD, num_beams=1,
+        return_dict_in_generate=True, output_logits=True, **how,
+    )  # fmt: skip
+    return out.sequences[:, 1:], torch.stack(out.logits, 1)
 
 
 def until_end(row: list[int]) -> list[int]:

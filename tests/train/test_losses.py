@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from exitwise.errors import KnobError
-from exitwise.train import agreement, layer_weights, layerwise, leave_one_out, sampled_weights, self_critical
+from exitwise.train import agreement, distilled, layer_weights, layerwise, leave_one_out, sampled_weights, self_critical
 
 
 @pytest.fixture
@@ -177,3 +177,17 @@ def test_agreement_makes_states_alike_where_the_choice_is_made_and_unlike_where_
         assert second.grad is not None
         moved = F.cosine_similarity(first, second - 0.01 * second.grad, dim=-1) - F.cosine_similarity(first, second, dim=-1)
     assert moved[0, 0] > 0 > moved[0, 1]
+
+
+def test_distilled_by_hand() -> None:
+    """The teacher gives 1/2 and 1/2; layer 1 says 3/4 and 1/4, layer 2 what the teacher says. The place that is not asked is wild."""
+    teacher = torch.tensor([[[0.0, 0.0], [9.0, 0.0]]], requires_grad=True)
+    states = [torch.tensor([[[math.log(3.0), 0.0], [0.0, 7.0]]], requires_grad=True), torch.tensor([[[5.0, 5.0], [0.0, 7.0]]])]
+    asked = torch.tensor([[True, False]])
+    one = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    loss = distilled(states, identity, teacher, asked)
+    assert loss.item() == pytest.approx(one / 2)
+    assert distilled(states, identity, teacher, asked, weights=[3.0, 1.0]).item() == pytest.approx(one * 3 / 4)
+    assert distilled(states, identity, teacher, ~asked & asked).item() == 0
+    loss.backward()
+    assert teacher.grad is None and states[0].grad is not None and bool((states[0].grad[0, 1] == 0).all())

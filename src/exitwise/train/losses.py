@@ -122,6 +122,31 @@ def agreement(
     return torch.stack(losses).mean()
 
 
+def distilled(
+    hidden_states: Sequence[Tensor],
+    readout: Callable[[Tensor], Tensor],
+    teacher: Tensor,
+    asked: Tensor,
+    *,
+    weights: Weights | Sequence[float] = "uniform",
+) -> Tensor:
+    """L = weighted mean over layers of KL(teacher || layer i), over the asked places, a scalar: exits learn what full depth says.
+
+    teacher: (rows, tokens, vocabulary) logits, no gradient flows through them. asked: (rows, tokens), True where something is asked.
+    In the way of FastBERT's self-distillation (Liu et al. 2020, arXiv:2004.02178). No place at all gives 0.
+    """
+    shares = _shares(hidden_states, weights, "mean")
+    total = hidden_states[0].new_zeros(())
+    if not bool(asked.any()):
+        return total
+    wanted = teacher.detach()[asked].float().log_softmax(-1)
+    for hidden, share in zip(hidden_states, shares, strict=True):
+        if share:
+            said = readout(hidden[asked]).float().log_softmax(-1)
+            total = total + share * F.kl_div(said, wanted, reduction="batchmean", log_target=True)
+    return total / sum(shares)
+
+
 def _shares(hidden_states: Sequence[Tensor], weights: Weights | Sequence[float], reduction: str) -> list[float]:
     """One weight per layer, checked."""
     if reduction not in ("sum", "mean"):
