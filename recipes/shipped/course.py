@@ -110,7 +110,7 @@ class Course:
         share = self.planned("sure", kind)
         if not share:
             return labels.new_zeros((), dtype=torch.float32)
-        asked = labels.ne(-100) if kind in ("caption", "reward") else labels.ne(-100) & labels.ne(EOS)
+        asked = labels.ne(-100) if kind in ("caption", "reward", "imitate") else labels.ne(-100) & labels.ne(EOS)
         return share * agreement(states, taught.model.readout, asked, taught.scale, taught.centre)
 
     def validate(self, taught: nn.Module) -> Mapping[str, float]:

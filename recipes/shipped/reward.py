@@ -30,8 +30,8 @@ class Photos:
 
     names: list[str]
     features: Tensor
+    kind: str
     depths: tuple[int, int] | None = None
-    kind: str = "reward"
 
 
 class Judge:
@@ -47,50 +47,58 @@ class Judge:
 
 
 class Rewarded(Course):
-    """The course with batches of the kind "reward" in its cycle; validated by CIDEr-D of greedy captions."""
+    """The course with photos in its cycle, whose captions are written on the spot; validated by CIDEr-D of greedy captions.
+
+    "reward": the model writes, and learns from the judgement. "imitate": a frozen teacher writes at full depth, and every exit learns
+    what it says of its words. A model that imitates itself, while it also learns to agree with itself, ends in one caption for all.
+    """
 
     def __init__(self, encode: Any, plan: Mapping[str, Any], seed: int, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(encode, plan, seed)
         self.tokenizer, self.samples = tokenizer, int(plan["samples"])
         self.how = {"num_return_sequences": self.samples, "temperature": plan["temperature"], "top_k": 0}
         self.judge, self.held_judge = Judge("train", self.captions.names), Judge("dev", self.heldout.names)
+        self.teacher: OFAForConditionalGeneration | None = None
+        if "imitate" in self.cycle:
+            self.teacher = OFAForConditionalGeneration.from_pretrained(plan["teacher"], dtype=torch.float32).requires_grad_(False)
 
     def batch(self, step: int) -> Batch | Photos:  # type: ignore[override]
         """The batch of a step; the same for the same step."""
-        if self.cycle[step % len(self.cycle)] != "reward":
+        kind = self.cycle[step % len(self.cycle)]
+        if kind not in ("reward", "imitate"):
             return super().batch(step)
         state = PartialState()
         draw = Random(f"{self.seed}-{step}-{state.process_index}")
         names = draw.sample(self.captions.names, int(self.plan["photos"]) // state.num_processes)
-        return Photos(names, stack([draw.choice(self.captions.sets)[name] for name in names]), self.depths(step))
+        return Photos(names, stack([draw.choice(self.captions.sets)[name] for name in names]), kind, self.depths(step))
 
     def objective(self, taught: nn.Module, batch: Batch | Photos) -> Mapping[str, Tensor]:  # type: ignore[override]
-        """The layer-wise self-critical loss of sampled captions; other batches as ever."""
+        """The layer-wise loss of captions that were just written, by their reward or by the teacher; other batches as ever."""
         if isinstance(batch, Batch):
             return super().objective(taught, batch)
         assert isinstance(taught, Taught)
         model = taught.model
-        ids, logits = write(model, self.captions, batch.features, do_sample=True, **self.how)
+        writer = self.teacher if batch.kind == "imitate" else model
+        assert writer is not None
+        ids, logits = write(writer, self.captions, batch.features, do_sample=True, **self.how)
+        model.train()
+        said = self.said(batch, ids)
+        states = decoder_states(model, said)
+        weights, sure = self.weights(batch.kind, len(states)), self.sure(taught, batch.kind, states, said.labels)
+        if batch.kind == "imitate":
+            loss = distilled(states, model.readout, logits[:, : said.labels.shape[1]], said.labels != -100, weights=weights)
+            return {"loss": loss + sure, "imitate": loss, "sure": sure}
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         worth = torch.tensor([self.judge(batch.names[row // self.samples], text) for row, text in enumerate(texts)])
-        rows = [until_end(row) for row in ids.tolist()]
-        said = Batch(
-            "caption",
-            batch.features,
-            self.captions.prompt,
-            padded([[BOS, *row[:-1]] for row in rows], PAD),
-            padded(rows, -100),
-            batch.depths,
-        )
-        model.train()
         advantage = leave_one_out(worth.view(-1, self.samples)).flatten() / 100
-        states = decoder_states(model, said)
-        weights = self.weights("reward", len(states))
         loss = self_critical(states, model.readout, said.labels, advantage, weights=weights, reduction="mean")
-        sure = self.sure(taught, "reward", states, said.labels)
-        share = float(self.planned("distil", "reward") or 0)
-        early = share * distilled(states, model.readout, logits[:, : said.labels.shape[1]], said.labels != -100) if share else 0.0
-        return {"loss": loss + sure + early, "reward": worth.mean(), "sure": sure, "early": torch.as_tensor(early)}
+        return {"loss": loss + sure, "reward": worth.mean(), "sure": sure}
+
+    def said(self, batch: Photos, ids: Tensor) -> Batch:
+        """Captions that were written, as a batch to learn from."""
+        rows = [until_end(row) for row in ids.tolist()]
+        given, labels = padded([[BOS, *row[:-1]] for row in rows], PAD), padded(rows, -100)
+        return Batch(batch.kind, batch.features, self.captions.prompt, given, labels, batch.depths)
 
     def validate(self, taught: nn.Module) -> Mapping[str, float]:
         """CIDEr-D of greedy captions beside the rest; the loss is its negative, so that the best is kept."""

@@ -17,7 +17,7 @@ from exitwise.models.ofa.positions import unread
 class Batch:
     """`rows` decoder rows follow each other for every image. Captions share one source text (1, L); answers have one per row."""
 
-    kind: str  # "caption" | "sentences" | "questions"; "answer" for both of the latter where it does not matter
+    kind: str  # of the course's cycle: "caption", "reward", "imitate", "sentences", "questions"; "answer" for both of the latter
     features: Tensor  # (images, rows, columns, channels)
     source: Tensor  # (1 or images * k, L) ids, padded on the right
     decoder_input: Tensor  # (images * k, T)

@@ -75,7 +75,7 @@ def main() -> None:
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{count / 1e6:.2f} M parameters, {len(processor.tokenizer)} tokens", flush=True)
     plan = config["course"]
-    rewarded = "reward" in plan["cycle"]
+    rewarded = bool({"reward", "imitate"} & {*plan["cycle"]})
     course = Rewarded(encode, plan, settings.seed, processor.tokenizer) if rewarded else Course(encode, plan, settings.seed)
     train(Taught(model), course.batch, course.objective, settings, course.validate, lambda kept: export(kept, processor, folder))
 
