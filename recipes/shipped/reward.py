@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -49,8 +50,9 @@ class Judge:
 class Rewarded(Course):
     """The course with photos in its cycle, whose captions are written on the spot; validated by CIDEr-D of greedy captions.
 
-    "reward": the model writes, and learns from the judgement. "imitate": a frozen teacher writes at full depth, and every exit learns
-    what it says of its words. A model that imitates itself, while it also learns to agree with itself, ends in one caption for all.
+    "reward": the model writes, and learns from the judgement. "imitate": one of some frozen teachers writes at full depth, and every
+    exit learns what the teachers say of its words in the mean. (A model that imitates itself, while it also learns to agree with itself,
+    ends in one caption for all photos.)
     """
 
     def __init__(self, encode: Any, plan: Mapping[str, Any], seed: int, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -58,9 +60,10 @@ class Rewarded(Course):
         self.tokenizer, self.samples = tokenizer, int(plan["samples"])
         self.how = {"num_return_sequences": self.samples, "temperature": plan["temperature"], "top_k": 0}
         self.judge, self.held_judge = Judge("train", self.captions.names), Judge("dev", self.heldout.names)
-        self.teacher: OFAForConditionalGeneration | None = None
-        if "imitate" in self.cycle:
-            self.teacher = OFAForConditionalGeneration.from_pretrained(plan["teacher"], dtype=torch.float32).requires_grad_(False)
+        self.teachers = [
+            OFAForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).requires_grad_(False).eval()
+            for folder in plan.get("teachers", ())
+        ]
 
     def batch(self, step: int) -> Batch | Photos:  # type: ignore[override]
         """The batch of a step; the same for the same step."""
@@ -78,21 +81,28 @@ class Rewarded(Course):
             return super().objective(taught, batch)
         assert isinstance(taught, Taught)
         model = taught.model
-        writer = self.teacher if batch.kind == "imitate" else model
-        assert writer is not None
-        ids, logits = write(writer, self.captions, batch.features, do_sample=True, **self.how)
+        imitated = batch.kind == "imitate"
+        writer = Random("".join(batch.names)).choice(self.teachers) if imitated else model
+        ids = write(writer, self.captions, batch.features, do_sample=True, **self.how)
         model.train()
         said = self.said(batch, ids)
         states = decoder_states(model, said)
         weights, sure = self.weights(batch.kind, len(states)), self.sure(taught, batch.kind, states, said.labels)
-        if batch.kind == "imitate":
-            loss = distilled(states, model.readout, logits[:, : said.labels.shape[1]], said.labels != -100, weights=weights)
+        if imitated:
+            loss = distilled(states, model.readout, self.told(said), said.labels != -100, weights=weights)
             return {"loss": loss + sure, "imitate": loss, "sure": sure}
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         worth = torch.tensor([self.judge(batch.names[row // self.samples], text) for row, text in enumerate(texts)])
         advantage = leave_one_out(worth.view(-1, self.samples)).flatten() / 100
         loss = self_critical(states, model.readout, said.labels, advantage, weights=weights, reduction="mean")
         return {"loss": loss + sure, "reward": worth.mean(), "sure": sure}
+
+    @torch.no_grad()
+    def told(self, said: Batch) -> Tensor:
+        """Logarithm of the teachers' mean probabilities at full depth, (rows, tokens, vocabulary)."""
+        whole = replace(said, depths=None)
+        each = [teacher.readout(decoder_states(teacher, whole)[-1]).float().log_softmax(-1) for teacher in self.teachers]
+        return torch.stack(each).logsumexp(0) - math.log(len(each))
 
     def said(self, batch: Photos, ids: Tensor) -> Batch:
         """Captions that were written, as a batch to learn from."""
@@ -108,7 +118,7 @@ class Rewarded(Course):
         points = []
         for start in range(0, len(names), 50):
             part = names[start : start + 50]
-            ids, _ = write(model, self.captions, stack([self.heldout.sets[0][name] for name in part]), do_sample=False)
+            ids = write(model, self.captions, stack([self.heldout.sets[0][name] for name in part]), do_sample=False)
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             points += [self.held_judge(name, text) for name, text in zip(part, texts, strict=True)]
         cider = sum(points) / len(points)
@@ -117,16 +127,15 @@ class Rewarded(Course):
 
 
 @torch.no_grad()
-def write(model: OFAForConditionalGeneration, captions: Captions, features: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
-    """Captions of these photos as ids without the start token, (photos * samples, length), and the logits that they were drawn from,
-    (photos * samples, length, vocabulary); the model is left in eval mode."""
+def write(model: OFAForConditionalGeneration, captions: Captions, features: Tensor, **how: Any) -> Tensor:
+    """Captions of these photos as ids without the start token, (photos * samples, length); the model is left in eval mode."""
     model.eval()
     source = captions.prompt.expand(len(features), -1)
-    out: Any = model.generate(
-        input_ids=source, image_features=features, max_new_tokens=LONGEST, eos_token_id=EOS, pad_token_id=PAD, num_beams=1,
-        return_dict_in_generate=True, output_logits=True, **how,
-    )  # fmt: skip
-    return out.sequences[:, 1:], torch.stack(out.logits, 1)
+    out = model.generate(
+        input_ids=source, image_features=features, max_new_tokens=LONGEST, eos_token_id=EOS, pad_token_id=PAD, num_beams=1, **how
+    )
+    ids: Tensor = out[:, 1:]
+    return ids
 
 
 def until_end(row: list[int]) -> list[int]:
