@@ -23,16 +23,35 @@ PROCEDURES = ("fixed_sequence", "bonferroni", "split")
 ORDERING = 3  # one row of so many orders the settings in the procedure "split"
 
 
-def _tested(test: Test, path: NDArray[np.intp]) -> Iterator[tuple[int, float]]:
+def _tested(test: Test, path: NDArray[np.intp], at_once: int = STRIDE) -> Iterator[tuple[int, float]]:
     """(setting, p-value) along the path, tested as far as they are asked for."""
-    for start in range(0, len(path), STRIDE):
-        chunk = path[start : start + STRIDE]
+    for start in range(0, len(path), at_once):
+        chunk = path[start : start + at_once]
         yield from zip(chunk.tolist(), test(chunk).tolist())
 
 
-def fixed_sequence(test: Test, path: NDArray[np.intp], level: float) -> list[tuple[int, float]]:
-    """(setting, p-value) along a path that was fixed without these rows, up to the first that fails: each test has the whole level."""
-    return list(itertools.takewhile(lambda tested: tested[1] <= level, _tested(test, path)))
+def fixed_sequence(test: Test, path: NDArray[np.intp], level: float, at_once: int = STRIDE) -> list[tuple[int, float]]:
+    """(setting, p-value) along a path that was fixed without these rows, up to the first that fails: each test has the whole level.
+
+    at_once: settings that are tested together, although an earlier one may fail; 1 where a test costs a run.
+    """
+    return list(itertools.takewhile(lambda tested: tested[1] <= level, _tested(test, path, at_once)))
+
+
+def split_rows(rows: int, seed: int = 0) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """(the third of the rows that orders the settings, the others, which test them), by number, drawn by `seed`.
+
+    Raises CalibrationError for fewer than three rows.
+    """
+    if rows < ORDERING:
+        raise CalibrationError(f"{rows} rows cannot be split into an ordering third and a testing rest. Give a few hundred.")
+    shuffled = np.random.default_rng([seed, 1]).permutation(rows)
+    return shuffled[: rows // ORDERING], shuffled[rows // ORDERING :]
+
+
+def with_ordering(rows: int | None) -> int | None:
+    """Rows in all, so that so many are left to test when a third only orders; None stays None."""
+    return None if rows is None else rows + (rows - 1) // (ORDERING - 1)
 
 
 def bonferroni(test: Test, path: NDArray[np.intp], level: float) -> list[tuple[int, float]]:
@@ -58,7 +77,7 @@ class Promise:
     setting: the cheapest that passed, by index; None: nothing can be promised but full depth. passed: how many settings did. rows: those
     that tested; ordering_rows: those that only ordered the settings. observed, p_value, cost: of the setting, on the rows that tested.
     rows_if_lossless, rows_if_alike: set if nothing passed, rows in all that would do if they showed no loss, or losses spread like those
-    of the setting tested first (the safest, for bonferroni); None if no number would.
+    of the setting tested first (the safest, for bonferroni); None if no number would. loss: what was bounded, in words.
     """
 
     setting: int | None
@@ -76,6 +95,7 @@ class Promise:
     cost: float | None = None
     rows_if_lossless: int | None = None
     rows_if_alike: int | None = None
+    loss: str = ""
 
     def __str__(self) -> str:
         asked = f"risk at most {self.risk:g} with confidence {self.confidence:g}"
@@ -136,7 +156,7 @@ def promise(
     safest = array[rows, int(array.mean(0).argmin()) if procedure == "bonferroni" else path[0]]
     counts = [rows_needed(spread, risk, bound, each, seed) for spread in (np.zeros(1), safest)]
     if procedure == "split":  # what the tests need is what the ordering leaves
-        counts = [None if n is None else n + (n - 1) // (ORDERING - 1) for n in counts]
+        counts = [with_ordering(n) for n in counts]
     return replace(said, rows_if_lossless=counts[0], rows_if_alike=counts[1])
 
 
@@ -156,8 +176,5 @@ def _path(array: Losses, prices: Floats, procedure: str, seed: int) -> tuple[NDA
     """(settings in the order of their tests, rows to test them with)."""
     if procedure != "split":
         return np.argsort(-prices.mean(0), kind="stable"), np.arange(len(array))
-    if len(array) < ORDERING:
-        raise CalibrationError(f"{len(array)} rows cannot be split into an ordering third and a testing rest. Give a few hundred.")
-    shuffled = np.random.default_rng([seed, 1]).permutation(len(array))
-    first, rest = np.split(shuffled, [len(array) // ORDERING])
+    first, rest = split_rows(len(array), seed)
     return front(array[first].mean(0, dtype=np.float64), (prices[first] if len(prices) > 1 else prices).mean(0)), rest

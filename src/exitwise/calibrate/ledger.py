@@ -20,7 +20,7 @@ from torch import Tensor
 from ..criteria import Fixed
 from ..errors import CalibrationError
 from ..run.walk import attached
-from .budget import NEVER, Bar, Calibration, depths_at
+from .budget import NEVER, Bar, Calibration, depths_at, enough
 from .replay import DECODER as DECODER
 from .replay import Replay, replay
 
@@ -189,6 +189,7 @@ def cheapest(
 
     encoder, decoder: points of the grid. margin: see `budget.Bar`. tied: one threshold for all of the encoder's streams.
     """
+    enough(ledger.rows, ledger.layers)
     if ledger.full <= 0:
         raise CalibrationError("At full depth no answer is right: there is nothing to keep a share of. Check labels and candidates.")
     bar = Bar(ledger.marks(ledger.whole()), keep, margin)
