@@ -17,7 +17,7 @@ from .guarantee import ORDERING, front, promise
 from .ledger import DECODER, Ledger, grid, thresholds_of
 from .replay import replay
 
-LOST = "answers that full depth gets right and the exits do not"
+LOST = "an answer that the exits get wrong, among those that full depth gets right"
 
 
 def promised(

@@ -138,9 +138,9 @@ def _losses(
     """(losses of rows, the risk that is asked, what the loss is in words)."""
     if asked.loss is not None:
         given = asked.loss
-        return lambda late, early, items: _checked(given(late, early, items), len(items)), 1 - asked.keep, "the loss that was given"
+        return lambda late, early, items: _checked(given(late, early, items), len(items)), 1 - asked.keep, "what the loss function gives"
     if asked.quality is None:
-        wrong = "outputs that are not full depth's"
+        wrong = "an output that is not full depth's"
         return lambda late, early, items: np.array([float(a != b) for a, b in zip(late, early, strict=True)]), 1 - asked.keep, wrong
     judge, scale = asked.quality, reference if asked.scale is None else asked.scale
     risk = (1 - asked.keep) * reference / scale if scale > 0 else 0.0
@@ -151,7 +151,11 @@ def _losses(
         marks = [marks_of(judge(outputs, items), len(items), 1.0).numpy() for outputs in (late, early)]
         return np.asarray(metric_loss(marks[0], marks[1][:, None], scale)[:, 0])
 
-    return drop, risk, f"the drop of a row's quality (gains do not count, and no more than {scale:.4g}), as a share of {scale:.4g}"
+    return (
+        drop,
+        risk,
+        f"the drop of an item's quality against full depth's, as a share of {scale:.4g}: gains do not count, a greater drop counts as 1",
+    )
 
 
 def _checked(losses: Sequence[float], rows: int) -> Floats:
