@@ -24,6 +24,8 @@ from .guarantee import Promise, fixed_sequence, front, split_rows, with_ordering
 Run = Callable[[dict[str, Any], bool, Sequence[Any]], Outcome]
 Loss = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Sequence[float]]
 
+DISAGREEMENT = "an output that is not full depth's"
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -140,8 +142,7 @@ def _losses(
         given = asked.loss
         return lambda late, early, items: _checked(given(late, early, items), len(items)), 1 - asked.keep, "what the loss function gives"
     if asked.quality is None:
-        wrong = "an output that is not full depth's"
-        return lambda late, early, items: np.array([float(a != b) for a, b in zip(late, early, strict=True)]), 1 - asked.keep, wrong
+        return lambda late, early, items: np.array([float(a != b) for a, b in zip(late, early, strict=True)]), 1 - asked.keep, DISAGREEMENT
     judge, scale = asked.quality, reference if asked.scale is None else asked.scale
     risk = (1 - asked.keep) * reference / scale if scale > 0 else 0.0
     if not 0 < risk < 1:
