@@ -1,7 +1,7 @@
 """How long a whole front takes: 20,000 settings of a ledger of 10,000 rows, without a run of any model.
 
-Two shapes: one stack of 12 exits under 20,000 thresholds, and a unified model, whose decoder of 12 exits is recorded for each of 36 pairs of
-encoder depths, under a grid of thresholds for its three streams. The figure is the slower one's. It depends on the sizes, not on the values.
+Two shapes: one stack of 12 exits under 20,000 thresholds; and a unified model, whose decoder of 12 exits is recorded for each of 36 pairs
+of encoder depths, under a grid of thresholds for its three streams. The slower one counts. Time depends on the sizes, not on the values.
 """
 
 from __future__ import annotations

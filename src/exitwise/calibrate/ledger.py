@@ -162,11 +162,13 @@ class _Recorded(Fixed):
 
 def thresholds_of(sureness: Tensor, layers: int, count: int, minimum: int = 1) -> list[float]:
     """Thresholds at `count` quantiles of what was measured before the last layer, and one that never leaves."""
-    values = sureness[..., minimum - 1 : layers - 1].flatten().double()
+    values = sureness[..., minimum - 1 : layers - 1].flatten()
     values = values[~values.isnan()]
     if len(values) > 200_000:
-        values = values[torch.linspace(0, len(values) - 1, 200_000).long()]
-    return [*sorted({float(v) for v in torch.quantile(values, torch.linspace(0, 1, count).double())}), NEVER]
+        values = values[torch.linspace(0, len(values) - 1, 200_000, dtype=torch.float64).long()]
+    if not len(values):
+        return [NEVER]
+    return [*sorted(set(torch.quantile(values.double(), torch.linspace(0, 1, count).double()).tolist())), NEVER]
 
 
 def grid(ledger: Ledger, encoder: int, minimum: int = 1, tied: bool = False) -> list[dict[str, float]]:

@@ -24,7 +24,7 @@ def promised(
     ledger: Ledger,
     keep: float = 0.99,
     confidence: float = 0.95,
-    bound: str = "waudby_smith_ramdas",
+    bound: str = "clopper_pearson",
     minimum: int = 1,
     encoder: int = 10,
     decoder: int = 30,

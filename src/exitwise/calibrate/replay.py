@@ -72,7 +72,7 @@ def replay(ledger: Ledger, choices: Sequence[Mapping[str, float]], last: Sequenc
     front = torch.argsort(~whole, stable=True)  # rows right at full depth first, so that they are counted apart
     book, full = ledger.select(front), int(whole.sum())
     order = np.argsort(_levels(last, torch.float64).numpy(), kind="stable")
-    index, gain, first, void = _breaks(book, _levels([last[i] for i in order], book.decoder.dtype), minimum)
+    breaks, first, void = _breaks(book, _levels([last[i] for i in order], book.decoder.dtype), minimum)
     depths = {s: {t: depths_at(book.encoder[s], t, minimum) for t in {c[s] for c in choices}} for s in book.streams}
     shape = tuple(book.layers[s] for s in book.streams)
     right, kept = np.zeros((2, len(choices), len(last)), np.int64)
@@ -82,10 +82,10 @@ def replay(ledger: Ledger, choices: Sequence[Mapping[str, float]], last: Sequenc
         for stream, size in zip(book.streams, shape, strict=True):
             cell = cell * size + (depths[stream][choice[stream]].numpy() - 1) % size  # depth 0 (nothing computed) reads the last place
         place = cell * rows + np.arange(rows)
-        ran[number, order] = _reached(index[place], len(last), layers, rows, int(void[place].sum()))
-        held = _gained(index[place[:full]], gain[place[:full]], first[place[:full]], len(last))
-        kept[number, order] = held
-        right[number, order] = held + _gained(index[place[full:]], gain[place[full:]], first[place[full:]], len(last))
+        split = [_counted(breaks[part], len(last), layers) for part in (place[:full], place[full:])]
+        ran[number, order] = _reached(split[0] + split[1], rows) - int(void[place].sum())
+        gained = [first[part].sum() + _gained(each) for part, each in zip((place[:full], place[full:]), split, strict=True)]
+        kept[number, order], right[number, order] = gained[0], gained[0] + gained[1]
     counts = {s: {t: ran_layers(d, book.layers[s]).numpy() for t, d in depths[s].items()} for s in book.streams}
     encoder = {s: np.stack([counts[s][c[s]] for c in choices]) for s in book.streams}
     return Replay([dict(c) for c in choices], list(last), rows, full, right, kept, encoder, ran)
@@ -96,9 +96,9 @@ def _levels(thresholds: Sequence[float], kind: torch.dtype) -> Tensor:
     return torch.tensor([t if t < NEVER else float("inf") for t in thresholds], dtype=kind)
 
 
-def _breaks(book: Ledger, levels: Tensor, minimum: int) -> tuple[Counts, NDArray[np.float64], Counts, NDArray[np.bool_]]:
-    """For every encoder cell and row (flat), and every layer before the last: (index of the first threshold at which the row goes
-    deeper, offset by the layer; what that adds to the right answers), whether the first layer is right, whether nothing was measured."""
+def _breaks(book: Ledger, levels: Tensor, minimum: int) -> tuple[NDArray[np.signedinteger], Counts, NDArray[np.bool_]]:
+    """For every encoder cell and row (flat): a number for each layer before the last, whether the first is right, and whether nothing was
+    measured. The number is (layer, first level at which the row goes deeper, 1 + what that adds to the right answers), counted through."""
     sure = book.decoder.reshape(-1, book.decoder.shape[-1])
     right = book.right.reshape(-1, book.right.shape[-1])
     void = sure.isnan().all(-1)
@@ -106,22 +106,27 @@ def _breaks(book: Ledger, levels: Tensor, minimum: int) -> tuple[Counts, NDArray
     highest[:, : minimum - 1] = -float("inf")
     highest = highest.cummax(-1).values
     highest[void] = -float("inf")
-    index = torch.bucketize(highest, levels)
-    index += torch.arange(index.shape[1]) * (len(levels) + 1)
-    gain = right[:, 1:].double() - right[:, :-1].double()
-    return index.numpy(), gain.numpy(), right[:, 0].long().numpy(), void.numpy()
+    index = torch.bucketize(highest, levels, out_int32=True)
+    index += torch.arange(index.shape[1], dtype=torch.int32) * (len(levels) + 1)
+    index *= 3
+    index += 1 + right[:, 1:].to(torch.int8) - right[:, :-1].to(torch.int8)
+    if index.shape[1] * (len(levels) + 1) * 3 < 1 << 15:
+        index = index.short()  # the rows of many cells are read again and again
+    return index.numpy(), right[:, 0].long().numpy(), void.numpy()
 
 
-def _reached(index: Counts, thresholds: int, layers: int, rows: int, void: int) -> Counts:
-    """(thresholds, layers) rows that ran each layer; rows where nothing was measured ran none."""
-    out = np.full((thresholds, layers), rows, np.int64)
-    counted = np.bincount(index.ravel(), minlength=(layers - 1) * (thresholds + 1))
-    out[:, 1:] = counted.reshape(layers - 1, thresholds + 1)[:, :thresholds].cumsum(1).T
-    return out - void
+def _counted(breaks: NDArray[np.signedinteger], levels: int, layers: int) -> Counts:
+    """(layers - 1, levels, 3) how many rows go deeper from each layer at each level, with what gain: -1, 0, 1."""
+    counted = np.bincount(breaks.ravel(), minlength=(layers - 1) * (levels + 1) * 3)
+    return counted.reshape(layers - 1, levels + 1, 3)[:, :levels]
 
 
-def _gained(index: Counts, gain: NDArray[np.float64], first: Counts, thresholds: int) -> Counts:
-    """(thresholds,) right answers."""
-    total = np.bincount(index.ravel(), gain.ravel(), minlength=index.shape[1] * (thresholds + 1))
-    added = total.reshape(index.shape[1], thresholds + 1).sum(0)[:thresholds].cumsum()
-    return np.asarray(first.sum() + np.rint(added), np.int64)
+def _reached(counted: Counts, rows: int) -> Counts:
+    """(levels, layers) rows that ran each layer."""
+    deeper = counted.sum(-1).cumsum(1).T
+    return np.concatenate([np.full((len(deeper), 1), rows), deeper], 1)
+
+
+def _gained(counted: Counts) -> Counts:
+    """(levels,) right answers more than at the first layer."""
+    return np.asarray((counted[..., 2] - counted[..., 0]).sum(0).cumsum())
