@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from . import families, methods
-from .calibrate.budget import Calibration, Outcome, Quality, search
+from .calibrate.budget import Calibration, Outcome, Quality, one_wish, search
+from .calibrate.front import spend
+from .calibrate.profile import ITEMS, prices_of
+from .calibrate.promised_runs import Asked, Loss, promised_runs
 from .criteria import Fixed
 from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError
 from .method import Method
@@ -23,6 +27,7 @@ from .run.walk import Plan, Session, attached
 from .stack import Family
 from .trace import Trace
 
+Predict = Callable[["Engine", Sequence[Any]], tuple[Sequence[Any], Trace]]
 SETTINGS_FILE = "exitwise.json"
 FORMAT = 1
 
@@ -229,10 +234,16 @@ class Engine:
         rows: Sequence[Any],
         keep: float = 0.99,
         quality: Quality | None = None,
-        predict: Callable[[Engine, Sequence[Any]], tuple[Sequence[Any], Trace]] | None = None,
+        predict: Predict | None = None,
         trials: int = 24,
         margin: float = 0.0,
         progress: Callable[[int, int], None] | None = None,
+        confidence: float | None = None,
+        loss: Loss | None = None,
+        scale: float | None = None,
+        budget: float | None = None,
+        cost: str = "etr",
+        seed: int = 0,
         **generate: Any,
     ) -> Calibration:
         """Choose the cheapest thresholds that keep `keep` of the full depth's quality on these rows; the engine takes them.
@@ -242,21 +253,31 @@ class Engine:
         `generate` row by row with `generate`'s arguments. quality: (outputs, rows) -> one figure, or one per row; higher is better,
         by default 1.0 where the output equals the full-depth model's. margin: standard errors by which the share must be
         kept (0: the mean alone; see `calibrate.budget.Bar`), which needs a figure per row. trials: most settings that are run. Cost is
-        one minus ETR. Raises CalibrationError for an empty or hopeless request.
+        one minus ETR.
+        confidence: promise it for new rows (`calibrate.promised_runs`; loss, scale and seed: see `Asked` there). budget: instead, the best
+        quality at a mean cost of at most this share of full depth's; cost: 'etr', 'macs' or 'ms', measured on some of the rows.
+        Raises CalibrationError for an empty or hopeless request.
         """
-        foretell = predict or (lambda engine, items: _predict(engine, items, generate))
+        foretell: Predict = predict or (lambda engine, items: _predict(engine, items, generate))
 
-        def run(changes: dict[str, Any], record: bool) -> Outcome:
+        def run(changes: dict[str, Any], record: bool, items: Sequence[Any] = rows) -> Outcome:
             engine = self.with_settings(**changes)
             if record:
                 engine = engine.recording()
-            outputs, trace = foretell(engine, rows)
+            outputs, trace = foretell(engine, items)
             return Outcome(outputs, trace)
 
-        found = search(
-            run=run, quality=quality, rows=rows, keep=keep, trials=trials, margin=margin, progress=progress,
-            streams={s: n for s, n in self.layers.items() if s in self.method.calibrated}, minimum=self._settings.get("minimum", 1),
-        )  # fmt: skip
+        streams = {s: n for s, n in self.layers.items() if s in self.method.calibrated}
+        minimum = self._settings.get("minimum", 1)
+        one_wish(confidence, budget, margin)
+        if confidence is not None:
+            asked = Asked(keep, confidence, loss=loss, quality=quality, scale=scale, trials=trials, minimum=minimum, seed=seed)
+            found = promised_runs(run, rows, streams, asked, progress)
+        elif budget is not None:
+            prices = prices_of(self, cost, [partial(_traced, foretell, row) for row in rows[:ITEMS]])
+            found = spend(run, rows, streams, budget, prices, quality, trials, minimum, progress)
+        else:
+            found = search(run, rows, streams, keep, quality, trials, minimum, margin, progress)
         self._settings = self.method.settings({**self._settings, **found.settings})
         self.calibration = found
         return found
@@ -320,6 +341,10 @@ def _tensors(output: Any) -> list[Tensor]:
 
 def _repeat(value: Any, rows: int, count: int) -> Any:
     return value.repeat_interleave(count, 0) if isinstance(value, Tensor) and value.shape[0] == rows and rows * count > 1 else value
+
+
+def _traced(predict: Predict, row: Any, engine: Engine) -> Trace:
+    return predict(engine, [row])[1]
 
 
 def _predict(engine: Engine, rows: Sequence[Any], generate: dict[str, Any]) -> tuple[list[list[int]], Trace]:

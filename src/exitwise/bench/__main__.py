@@ -2,7 +2,7 @@
 
 Judged on the embedded sample, and, where .data/ holds them, on the held-out splits of Flickr8k and NLVR that
 recipes/shipped/splits.json names.
-A step that fails is recorded and does not stop the others. Run: python -m exitwise.bench [--only demo,caption,answer,speed] [--repeats 9]
+A step that fails is recorded and does not stop the others. Run: python -m exitwise.bench [--only demo,caption,answer,speed,front,promise]
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..engine import Engine
 from ..models import shipped_path
-from . import record, speed, table, tasks
+from . import fronts, promise, record, recording, speed, table, tasks
+from .ask import Asker, load_pair
 from .demo import KEEP
 from .measure import Setup, judge_on
 
 HELDOUT = Path(".data/heldout")
+LEDGERS = Path(".data/ledgers")
 Summary = dict[str, float | None]
 
 
@@ -57,6 +61,25 @@ def timing(out: Path, summary: Summary, repeats: int) -> None:
         summary["run/overhead_never"] = run["overhead"]
 
 
+def whole_front(out: Path, summary: Summary, repeats: int) -> None:
+    """A front of 20,000 settings from a ledger of 10,000 rows, on one core: the slower of two shapes."""
+    with record.run(out, "calibrate-front", {"rows": 10_000, "exits": 12, "threads": 1}, 0) as run:
+        run["shapes"] = fronts.seconds(repeats=repeats)
+        summary["calibrate/seconds_20000"] = max(shape["median_s"] for shape in run["shapes"].values())
+
+
+def promises(folder: Path, out: Path, summary: Summary, asked: promise.Asked) -> None:
+    """The shipped model's answers on all held-out rows, recorded once under .data/ledgers, and a thousand samples of them."""
+    with record.run(out, "promise-answer", {"data": "held-out answer, calibration and test", **asdict(asked)}, asked.seed) as run:
+        model, processor = load_pair(None)
+        engine = Engine(model, "mue", decoder_scope="last")
+        items = [item for split in ("calibration", "test") for item in tasks.load("answer", folder, split).items]
+        book = recording.recorded(Asker(model, processor), engine, items, LEDGERS, _tell)
+        run.update(promise.simulate(book, asked, _tell))
+        summary["promise/violation_rate"] = run["violation_rate"]
+        summary["promise/cost_over_hindsight"] = run["cost_over_hindsight"]
+
+
 def _figures(summary: Summary, key: str, run: dict[str, Any]) -> None:
     rows = {row["key"]: row for row in run["rows"]}
     ours, kind = rows["mue"], run["task"]["kind"]
@@ -78,6 +101,7 @@ def steps(out: Path, summary: Summary, repeats: int, beams: int) -> dict[str, Ca
     found: dict[str, Callable[[], None]] = {
         "demo": lambda: demo(out, summary),
         "speed": lambda: timing(out, summary, repeats),  # before the others, whose memory would slow the clock
+        "front": lambda: whole_front(out, summary, repeats),
     }
     for kind in tasks.KINDS:
         folder = HELDOUT / kind
@@ -85,6 +109,9 @@ def steps(out: Path, summary: Summary, repeats: int, beams: int) -> dict[str, Ca
             found[kind] = partial(held, kind, folder, out, summary, beams if kind == "caption" else 1)
         else:
             print(f"{folder} is not there: its figures are left out. recipes/shipped/heldout.py writes it.", file=sys.stderr)
+    folder = HELDOUT / "answer"
+    if (folder / "calibration.jsonl").exists() and (folder / "test.jsonl").exists():
+        found["promise"] = lambda: promises(folder, out, summary, promise.Asked())
     return found
 
 
@@ -92,7 +119,7 @@ def main() -> int:
     """Runs the steps; 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--only", help="names of steps, with commas: demo, caption, answer, speed")
+    parser.add_argument("--only", help="names of steps, with commas: demo, caption, answer, speed, front, promise")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--beams", type=int, default=1, help="beams of the held-out captions")
     given = parser.parse_args()

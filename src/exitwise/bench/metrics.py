@@ -58,15 +58,23 @@ class CiderScorer:
     """CIDEr of one text at a time, with document frequencies from these references: a metric, or the reward of a training.
 
     references: the texts of every item. `score` is on the scale of `cider`, and equals its figure where all items are the same.
+    corpus: other references to take the document frequencies from, so that the figure of an item does not depend on the others.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]], sigma: float = 6.0, clipped: bool = True) -> None:
+    def __init__(
+        self,
+        references: Sequence[Sequence[str]],
+        sigma: float = 6.0,
+        clipped: bool = True,
+        corpus: Sequence[Sequence[str]] | None = None,
+    ) -> None:
         self.sigma, self.clipped = sigma, clipped
         known = [[grams(words(text)) for text in texts] for texts in references]
+        counts = known if corpus is None else [[grams(words(text)) for text in texts] for texts in corpus]
         self._frequency: Counter[tuple[str, ...]] = Counter()
-        for counted in known:
+        for counted in counts:
             self._frequency.update(set().union(*counted))
-        self._log_items = math.log(len(known))
+        self._log_items = math.log(len(counts))
         self._known: list[list[Grams]] = known
         self._references: dict[int, list[_Weighted]] = {}
 

@@ -12,6 +12,7 @@ from . import options
 from .saying import NOT_MET, as_json, guarded, note, show
 
 if TYPE_CHECKING:
+    from ..bench.choosing import Wish
     from ..bench.tasks import Task
     from ..calibrate.budget import Calibration
     from ..engine import Engine
@@ -26,6 +27,14 @@ class LayerWeights(str, Enum):
     avg_last = "avg+last"
 
 
+class Cost(str, Enum):
+    """What a budget is counted in."""
+
+    etr = "etr"
+    macs = "macs"
+    ms = "ms"
+
+
 @guarded
 def calibrate(
     model: options.Model = "shipped",
@@ -36,8 +45,13 @@ def calibrate(
     keep: Annotated[float, typer.Option(help="Share of full depth's quality to keep, above 0, at most 1.")] = 0.99,
     margin: Annotated[float, typer.Option(min=0, help="Standard errors by which the share must be kept; 0: the mean alone.")] = 0.0,
     confidence: Annotated[
-        float | None, typer.Option(help="Promise it for new items of the same source, with this confidence, such as 0.95 (answers only).")
+        float | None, typer.Option(help="Promise it for new items of the same source, with this confidence, such as 0.95.")
     ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Instead of --keep: the best quality at this share of full depth's mean cost, such as 0.5.")
+    ] = None,
+    cost: Annotated[Cost, typer.Option(help="Of a budget: layers, counted MACs, or milliseconds measured here.")] = Cost.etr,
+    front: Annotated[bool, typer.Option("--front", help="Print and save the whole front of quality against cost.")] = False,
     trials: Annotated[int, typer.Option(min=1, help="Most settings that are run for captions.")] = 24,
     knobs: options.Set = None,
     beams: options.Beams = 1,
@@ -51,24 +65,29 @@ def calibrate(
     runs), captions by live runs. What is kept here is kept on this data: judge
     it on other items, with `exitwise bench --exits FOLDER`. With --confidence it
     is promised for new items too; where the items are too few for that, the
-    saved thresholds never leave early, and the command ends with 1. The model's
-    weights are not copied.
+    saved thresholds never leave early, and the command ends with 1. With
+    --budget the mean cost is given and the quality is what can be had for it.
+    The model's weights are not copied.
 
     \b
-    Example:
+    Examples:
       exitwise calibrate --task caption --data pictures --split calibration
                          --keep 0.98 --out exits
+      exitwise calibrate --task answer --data pictures --budget 0.5
+                         --cost macs --front --out exits
     """
     from ..bench import tasks
+    from ..bench.choosing import Wish
     from ..calibrate.guarantee import Promise
     from .loading import engine_of, unified
 
     given = options.knobs(knobs)
     _share(keep)
+    wish = Wish(keep, margin, confidence, budget, cost.value, front, trials)
     items = tasks.load(task.value, data, split, skip_bad, limit)
     pair = unified(model, "calibrate")
     engine = engine_of(pair.model, None, None, given, **({"decoder_scope": "last"} if task.value == "answer" else {}))
-    engine, found = _thresholds(engine, pair, items, keep, margin, confidence, trials, beams)
+    engine, found = _thresholds(engine, pair, items, wish, beams)
     path = engine.save(out)
     for fault in items.faults:
         note(f"left out: {fault.where}: {fault.what}")
@@ -77,6 +96,8 @@ def calibrate(
         as_json({key: value for key, value in body.items() if key != "tried"} | {"tried": len(found.tried)})
     else:
         show(_found(found, items, path))
+        if found.front is not None:
+            show(_front(found, items))
     if found.promise is not None:
         told = Promise.from_dict(found.promise)
         note(_promise(found) if told.setting is not None else str(told))
@@ -87,8 +108,9 @@ def calibrate(
 def _promise(found: Calibration) -> str:
     said = found.promise or {}
     return (
-        f"Promised with confidence {said['confidence']:g}: of new answers that full depth gets right, at most {100 * said['risk']:.3g} % "
-        f"are lost. Bound: {said['bound']}, on {said['rows']} items, of which {100 * said['observed']:.2g} % were lost."
+        f"Promised with confidence {said['confidence']:g}: the mean loss of new items of the same source is at most "
+        f"{100 * said['risk']:.3g} %. A loss is {said['loss']}. "
+        f"Bound: {said['bound']}, on {said['rows']} items, whose loss was {100 * said['observed']:.2g} %."
     )
 
 
@@ -99,9 +121,7 @@ def _share(keep: float) -> None:
         raise CalibrationError(f"--keep {keep} is not a share of quality. Allowed: above 0, at most 1; 0.99 keeps 99 %.")
 
 
-def _thresholds(
-    engine: Engine, pair: Unified, task: Task, keep: float, margin: float, confidence: float | None, trials: int, beams: int
-) -> tuple[Engine, Calibration]:
+def _thresholds(engine: Engine, pair: Unified, task: Task, wish: Wish, beams: int) -> tuple[Engine, Calibration]:
     """The engine with its thresholds, and what was found. Progress on stderr."""
     import sys
 
@@ -114,7 +134,7 @@ def _thresholds(
     with tqdm(total=len(task.items), desc="images", unit="image", file=sys.stderr, mininterval=0.5) as bar:
         asked = asker.prepare(task.items, bar.update)
     with tqdm(desc="calibrate", unit="run", file=sys.stderr, mininterval=0.5) as bar:
-        return thresholds(asker, engine, task.kind, asked, keep, margin, confidence, trials, telling(bar))
+        return thresholds(asker, engine, task.kind, asked, wish, telling(bar))
 
 
 def _found(found: Calibration, task: Task, path: Path) -> Any:
@@ -126,9 +146,26 @@ def _found(found: Calibration, task: Task, path: Path) -> Any:
     scale = 100 if task.kind == "answer" and found.quality_full <= 1 else 1
     table.add_row(task.metric, f"{scale * found.quality_full:.1f}", f"{scale * found.quality:.1f}")
     table.add_row("ETR (layers only)", "0 %", f"{100 * found.etr:.0f} %")
+    if found.budget is not None and found.cost is not None and found.cost["unit"] != "etr":
+        table.add_row(f"mean cost ({found.cost['unit']})", "100 %", f"{100 * found.cost['share']:.0f} %")
     for stream, threshold in found.settings.items():
         table.add_row(f"threshold, {stream}", "1", f"{threshold:.4f}")
     table.caption = f"saved to {path}; judge it on other items: exitwise bench --exits"
+    return table
+
+
+def _front(found: Calibration, task: Task) -> Any:
+    from rich.table import Table
+
+    unit = (found.cost or {})["unit"]
+    streams = list(found.settings)
+    table = Table(title=f"front of {task.kind}: quality for a mean cost ({unit})", title_justify="left")
+    for name in ("cost", task.metric, *streams):
+        table.add_column(name, justify="right")
+    scale = 100 if task.kind == "answer" and found.quality_full <= 1 else 1
+    for point in found.front or []:
+        thresholds = (f"{point['settings'][s]:.4f}" for s in streams)
+        table.add_row(f"{100 * point['cost']:.1f} %", f"{scale * point['quality']:.2f}", *thresholds)
     return table
 
 
