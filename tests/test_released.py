@@ -92,7 +92,7 @@ def steps(engine, tokens, encoded, mask):
 
 
 def holed(model, tokens, depths, states, positions, mask):
-    """One row in NumPy float64: each layer keeps the tokens that came to it; the bias of a query is its row of the table, from the right."""
+    """One row in NumPy float64: each layer keeps the tokens that came to it; a query's bias is its row, from the right."""
     w = weights(model.model.decoder)
     own = norm(w, "pos_ln", w["embed_positions.weight"][: len(tokens)])
     table = position_scores(w, "self_position_scores", own, own, HEADS)

@@ -297,7 +297,8 @@ class Engine:
         if here != base:
             wrong = ", ".join(f"{k} {base.get(k)!r} -> {here[k]!r}" for k in here if here[k] != base.get(k))
             raise FingerprintError(f"These exits were saved for another model ({wrong}). Load that model, or calibrate anew.")
-        engine = cls(model, kind, family, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        knobs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        engine = cls(model, kind, family, **knobs)
         engine.calibration = None if body.get("calibration") is None else Calibration.from_dict(body["calibration"])
         return engine
 

@@ -9,8 +9,8 @@ projected from the state that left. Thresholds have no values: calibrate. The la
 `train.losses.layerwise`.
 
 Presets: `corrected` is this; `paper` has the paper's thresholds and schedule (appendix A) where it states them; `released` behaves as the
-code that was released with it (OFA's branch feature/MuE), each of whose defects is one knob, D1 to D5 below. The sixth lies in its data: the
-image's caption stands in the prompt of visual entailment.
+code that was released with it (OFA's branch feature/MuE), each of whose defects is one knob, D1 to D5 below. The sixth lies in its
+data: the image's caption stands in the prompt of visual entailment.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ METHOD = Method(
         Knob(
             "keys_values",
             "propagate",
-            "what becomes of keys and values of skipped layers; 'holes': they miss the token, and older keys seem nearer than they are (D2)",
+            "what becomes of keys and values of skipped layers; 'holes': nothing, so that older keys seem nearer than they are (D2)",
             choices=POLICIES,
         ),
         Knob(
