@@ -101,7 +101,10 @@ class Asker:
                 yield places[start : start + rows]
 
     def ask(self, engine: Engine, asked: Sequence[Asked], rows: int = 16, pixels: bool = False) -> Said:
-        """All items through the engine, in batches."""
+        """All items through the engine, in batches; one by one where a batch would be measured as a single row, lest one item decide for
+        another."""
+        if engine.plan().pooled:
+            rows = 1
         texts: list[str] = [""] * len(asked)
         tokens: list[list[tuple[str, int]]] = [[] for _ in asked]
         traces, order = [], []

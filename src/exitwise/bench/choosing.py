@@ -45,7 +45,7 @@ def thresholds(
     margin: see `calibrate.budget.Bar`. confidence: promise it (`calibrate.promised`), for answers of one telling token only. Raises
     CalibrationError.
     """
-    by_ledger = kind == "answer" and all(asker.trie(one.item).first_tokens() is not None for one in items)
+    by_ledger = tellable(asker, kind, items)
     if confidence is not None and (margin or not by_ledger):
         raise CalibrationError(
             "A promise with a confidence is made for answers that their first token tells apart, and has no margin. "
@@ -64,6 +64,11 @@ def thresholds(
     return engine, engine.calibrate(items, keep=keep, margin=margin, trials=trials, **live(asker, kind, tick))
 
 
+def tellable(asker: Asker, kind: str, items: Sequence[Asked]) -> bool:
+    """Whether the first token of every answer tells it apart, so that a ledger can hold them."""
+    return kind == "answer" and all(asker.trie(one.item).first_tokens() is not None for one in items)
+
+
 def live(asker: Asker, kind: str, tick: Tick = lambda _: None, rows: int = 32) -> dict[str, Any]:
     """How `Engine.calibrate` runs the items, and how it judges what was said."""
 
@@ -78,8 +83,14 @@ def live(asker: Asker, kind: str, tick: Tick = lambda _: None, rows: int = 32) -
     return {"predict": predict, "quality": quality}
 
 
+def alone(engine: Engine) -> Engine:
+    """The engine, each row measured by itself: what a batch of one is to an engine that measures a batch as a single row."""
+    return engine.with_settings(batch="compact") if engine.plan().pooled else engine
+
+
 def ledger(asker: Asker, engine: Engine, items: Sequence[Asked], rows: int = 32, tick: Tick = lambda _: None) -> Ledger:
     """Every item at every exit and every pair of encoder depths."""
+    engine = alone(engine)
 
     def batches() -> Iterator[tuple[dict[str, Any], Callable[[Tensor], Tensor]]]:
         for places in asker.groups(items, rows):

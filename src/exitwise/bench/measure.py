@@ -33,7 +33,8 @@ STEM = "model.encoder.stem"
 class Setup:
     """How a task is judged. model: a folder of a unified model (None: the shipped one). exits: a folder of `Engine.save`, judged
     as they are
-    (None: calibrate). keep, margin: see `ways.Request`. beams: for captions. timed: items on the clock. gallery: pictures in the report."""
+    (None: calibrate). keep, margin, preset: see `ways.Request`. beams: for captions. timed: items on the clock.
+    gallery: pictures in the report."""
 
     model: str | None = None
     exits: str | Path | None = None
@@ -42,6 +43,7 @@ class Setup:
     seed: int = 0
     keep: float = 0.99
     margin: float = 0.0
+    preset: str | None = None
     beams: int = 1
     timed: int = 24
     gallery: int = 12
@@ -83,6 +85,7 @@ def judge_on(task: tasks.Task, held: tasks.Task | None, data: str, setup: Setup)
         "beams": setup.beams,
         "keep": setup.keep,
         "margin": setup.margin,
+        "preset": setup.preset,
     }
     with record.run(setup.out, setup.name or f"bench-{kind}", config, setup.seed) as run:
         items = asker.prepare(task.items, lambda: setup.tick("images"))
@@ -94,7 +97,7 @@ def judge_on(task: tasks.Task, held: tasks.Task | None, data: str, setup: Setup)
             found: dict[str, Any] = {} if known is None else {**known.to_dict(), "tried": len(known.tried)}
         else:
             chosen = asker.prepare(held.items, lambda: setup.tick("images"))
-            asked = Request(keep=setup.keep, margin=setup.margin, seed=setup.seed)
+            asked = Request(keep=setup.keep, margin=setup.margin, seed=setup.seed, preset=setup.preset)
             ways, found = choose(asker, kind, chosen, asked, setup.tick)
         run["task"] = {
             "kind": kind, "metric": task.metric, "folder": data, "split": task.split,

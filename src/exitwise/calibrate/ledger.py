@@ -179,11 +179,9 @@ def cheapest(
         raise CalibrationError("At full depth no answer is right: there is nothing to keep a share of. Check labels and candidates.")
     bar = Bar(ledger.marks(_whole(ledger)), keep, margin)
     best: tuple[float, float, dict[str, float]] = (0.0, ledger.full, dict.fromkeys((*ledger.streams, DECODER), NEVER))
-    own = [thresholds_of(ledger.encoder[s], ledger.layers[s], encoder, minimum) for s in ledger.streams]
     last = thresholds_of(ledger.decoder, ledger.layers[DECODER], decoder, minimum)
     tried: list[dict[str, Any]] = []
-    for choice in zip(*[own[0]] * len(own), strict=True) if tied else itertools.product(*own):
-        settings = dict(zip(ledger.streams, choice, strict=True))
+    for settings in _encoders(ledger, encoder, minimum, tied):
         front: dict[str, Any] | None = None
         for threshold in last:
             depths = ledger.depths({**settings, DECODER: threshold}, minimum)
@@ -198,6 +196,25 @@ def cheapest(
             if front["etr"] > best[0]:
                 best = front["etr"], front["quality"], front["settings"]
     return Calibration(keep, ledger.rows, ledger.full, best[1], best[0], best[2], tried, margin)
+
+
+def _encoders(ledger: Ledger, count: int, minimum: int, tied: bool) -> list[dict[str, float]]:
+    """The grid of the encoder's thresholds."""
+    own = [thresholds_of(ledger.encoder[s], ledger.layers[s], count, minimum) for s in ledger.streams]
+    choices = zip(*[own[0]] * len(own), strict=True) if tied else itertools.product(*own)
+    return [dict(zip(ledger.streams, choice, strict=True)) for choice in choices]
+
+
+def sweep(ledger: Ledger, encoder: int = 14, decoder: int = 60, minimum: int = 1, tied: bool = False) -> list[dict[str, Any]]:
+    """Every setting of the grid that `cheapest` looks at, with its quality (share of right answers) and ETR."""
+    last = thresholds_of(ledger.decoder, ledger.layers[DECODER], decoder, minimum)
+    out = []
+    for settings in _encoders(ledger, encoder, minimum, tied):
+        for threshold in last:
+            chosen = {**settings, DECODER: threshold}
+            quality, saved = ledger.judge(ledger.depths(chosen, minimum))
+            out.append({"settings": chosen, "quality": quality, "etr": saved})
+    return out
 
 
 def _whole(ledger: Ledger) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ def calibrate(
         float | None, typer.Option(help="Promise it for new items of the same source, with this confidence, such as 0.95 (answers only).")
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Most settings that are run for captions.")] = 24,
+    preset: options.Preset = None,
     knobs: options.Set = None,
     beams: options.Beams = 1,
     limit: options.Limit = None,
@@ -67,7 +68,8 @@ def calibrate(
     _share(keep)
     items = tasks.load(task.value, data, split, skip_bad, limit)
     pair = unified(model, "calibrate")
-    engine = engine_of(pair.model, None, None, given, **({"decoder_scope": "last"} if task.value == "answer" else {}))
+    own = {"decoder_scope": "last"} if task.value == "answer" else {}
+    engine = engine_of(pair.model, None, None, given, preset, task.value, **own)
     engine, found = _thresholds(engine, pair, items, keep, margin, confidence, trials, beams)
     path = engine.save(out)
     for fault in items.faults:
