@@ -24,6 +24,7 @@ from .compare import best_at_cost
 
 GRID = 200  # thresholds looked at for a mean depth
 SPREAD = 13  # mean depths proposed per stream for a cost
+NEAR = 0.03  # of ETR: settings foretold to save so nearly what is wanted are worth a run
 CLOSE = 0.01  # of ETR: a live run's cost is only foretold, and a batch's captions change with its exits
 
 
@@ -38,10 +39,14 @@ class Chosen:
 
     @staticmethod
     def best(entries: Sequence[Mapping[str, Any]], wanted: float, tried: int) -> Chosen:
-        """The best of those that save what is wanted; where none does, the one that saves most."""
-        place = best_at_cost([(1 - e["etr"], e["quality"]) for e in entries], 1 - wanted)
-        found = entries[place] if place is not None else max(entries, key=lambda e: e["etr"])
-        return Chosen(dict(found["settings"]), found["quality"], found["etr"], tried)
+        """The best of those that save what is wanted and not much more, else of all that save it; where none does, what saves most."""
+        near = [entry for entry in entries if entry["etr"] <= wanted + NEAR]
+        for some in (near, entries):
+            place = best_at_cost([(1 - entry["etr"], entry["quality"]) for entry in some], 1 - wanted)
+            if place is not None:
+                return Chosen(dict(some[place]["settings"]), some[place]["quality"], some[place]["etr"], tried)
+        most = max(entries, key=lambda entry: entry["etr"])
+        return Chosen(dict(most["settings"]), most["quality"], most["etr"], tried)
 
 
 class AtCost:
@@ -116,7 +121,7 @@ class AtCost:
             self._runs.append({"settings": settings, "quality": quality, "etr": etr(trace)})
 
     def _proposed(self, wanted: float) -> list[dict[str, float]]:
-        """`trials` settings nearest to the wanted cost by their foretold mean depths, no two with nearly the same encoder depths."""
+        """`trials` settings near the wanted cost by their foretold mean depths, spread over the depths of the encoder's streams."""
         layers = self.engine.layers
         options = {s: proposals(self._recorded[s], layers[s], 1, SPREAD) for s in self._streams(self.engine) if s in self._recorded}
         names = list(options)
@@ -130,8 +135,10 @@ class AtCost:
                 continue
             saved = 1 - (statistics.fmean(encoder) + depths["decoder"]) / most
             found.append((abs(saved - wanted), tuple(round(d) for d in encoder), settings))
-        found.sort(key=lambda each: each[0])
-        kept: dict[tuple[int, ...], dict[str, float]] = {}
-        for _, shape, settings in found:
-            kept.setdefault(shape, settings)
-        return list(kept.values())[: self.trials]
+        nearest: dict[tuple[int, ...], tuple[float, dict[str, float]]] = {}
+        for off, shape, settings in sorted(found, key=lambda each: each[0]):
+            nearest.setdefault(shape, (off, settings))
+        close = [shape for shape, (off, _) in nearest.items() if off <= NEAR] or list(nearest)[: self.trials]
+        close.sort()
+        places = {round(i * (len(close) - 1) / max(1, self.trials - 1)) for i in range(self.trials)}
+        return [nearest[close[place]][1] for place in sorted(places)]

@@ -1,7 +1,7 @@
 """Visual entailment as OFA asks it: a row with a hypothesis becomes a prompt, three candidates and the right one of them.
 
 A row is {"image", "hypothesis", "label": "entailment" | "neutral" | "contradiction", "caption"?}. MuE's scripts, like OFA's own, also
-tell the model the image's caption (in SNLI-VE the premise): the figures are then not those of looking alone. Here that is asked for by name.
+tell the model the image's caption (in SNLI-VE the premise): the figures are then not those of looking alone. It is asked for by name.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from . import record, tasks
 from .ask import Asked, Asker, Said, load_pair, scores
 from .choosing import Tick
 from .compare import ratio
-from .metrics import bootstrap
+from .metrics import bleu, bootstrap
 from .ways import Request, Way, choose, histogram, kept
 
 READINGS = {"streams": "mean", "deepest": "max", "tokens": "tokens"}
@@ -121,6 +121,10 @@ def measure(run: dict[str, Any], asker: Asker, kind: str, items: Sequence[Asked]
     clock = _times(asker, items[:: max(1, len(items) // setup.timed)][: setup.timed], ways, setup.tick)
     points = {key: scores(kind, s.texts, [a.item for a in items]) for key, s in said.items()}
     run["rows"] = [_row(way, said[way.key], points, macs, stem, clock, setup.seed) for way in ways]
+    if kind == "caption":
+        references = [a.item.references for a in items]
+        for row in run["rows"]:
+            row["bleu"] = list(bleu(said[row["key"]].texts, references))
     run["groups"] = groups([a.item for a in items], said, points)
     run["thresholds"] = (
         {k: v for k, v in ways[1].engine.settings_dict().items() if k in said[ways[1].key].trace.layers} if len(ways) > 1 else {}
