@@ -82,16 +82,13 @@ class AtCost:
         """The thresholds under which the encoder's streams run these mean depths, as nearly as their similarities allow."""
         found = {}
         for stream, target in wanted.items():
-            sure, layers = self._encoder(stream), self.engine.layers[stream]
+            sure, layers = self._recorded[stream], self.engine.layers[stream]
             if target >= layers:
                 found[stream] = NEVER
                 continue
             grid = thresholds_of(sure, layers, GRID)
             found[stream] = min(grid, key=lambda t: abs(float(depths_at(sure, t).double().mean()) - target))
         return found
-
-    def _encoder(self, stream: str) -> Tensor:
-        return self._recorded[stream] if self._book is None else self._book.encoder[stream]
 
     @cached_property
     def _book(self) -> Ledger | None:

@@ -34,7 +34,7 @@ def _data(run: Mapping[str, Any]) -> list[str]:
     task, theirs = run["task"], paper.read("mue")["data"][run["task"]["kind"]]
     told = "in" if run["config"]["caption_in_prompt"] else "not in"
     out = [
-        f"Data: {task['items']} items of {task['folder']}, split {task['split']}; the paper's are {theirs['name']}, {theirs['test']} items. "
+        f"Data: {task['items']} items of {task['folder']}, split {task['split']}; the paper's are {theirs['name']}, {theirs['test']}. "
         "Unless these are the same, compare shares of full depth, not figures."
     ]
     if task["kind"] == "answer":
@@ -84,7 +84,9 @@ def _thresholds(run: Mapping[str, Any]) -> str:
         return f"Thresholds: those under which image and text run the paper's mean depths, as shares of the layers, {chosen}."
     if preset in paper.read("mue")["thresholds"] and run["table"]["number"] != "3":
         source = "paper states" if preset == "paper" else "scripts state"
-        return f"Thresholds: those that the {source}. They were made for another model, so that the cost is another; paper and scripts disagree."
+        return (
+            f"Thresholds: those that the {source}. Paper and scripts disagree, and both were made for another model: the cost is another."
+        )
     return f"Thresholds: the best {chosen} of those that save what the paper's row does; the paper does not say how it chose."
 
 
@@ -109,7 +111,7 @@ def _figures(run: Mapping[str, Any]) -> list[str]:
     ]
     if run["task"]["kind"] == "caption":
         out.append(
-            f"Metrics: CIDEr-D and BLEU on this library's own words, {run['config']['beams']} beam(s). METEOR and SPICE are not measured. The "
+            f"Metrics: CIDEr-D and BLEU on this library's own words, {run['config']['beams']} beam(s). METEOR and SPICE: not measured. The "
             "paper's captions are of models trained for CIDEr (its stage two); OFA's scripts use 5 beams."
         )
     return out

@@ -182,8 +182,9 @@ def data_of(
     caption_in_prompt: bool | None,
     preset: str,
 ) -> Data:
-    """The items, `limit` of each split at most; the embedded sample without a folder. caption_in_prompt: None follows the preset, where the rows allow it.
+    """The items, `limit` of each split at most; the embedded sample without a folder.
 
+    caption_in_prompt: None follows the preset, where the rows allow it.
     Raises InputError where nothing is left to choose on.
     """
     if limit == 1:

@@ -208,12 +208,15 @@ def _encoders(ledger: Ledger, count: int, minimum: int, tied: bool) -> list[dict
 def sweep(ledger: Ledger, encoder: int = 14, decoder: int = 60, minimum: int = 1, tied: bool = False) -> list[dict[str, Any]]:
     """Every setting of the grid that `cheapest` looks at, with its quality (share of right answers) and ETR."""
     last = thresholds_of(ledger.decoder, ledger.layers[DECODER], decoder, minimum)
-    out = []
+    out, rows = [], torch.arange(ledger.rows)
     for settings in _encoders(ledger, encoder, minimum, tied):
+        depths = ledger.depths(settings, minimum)
+        place = (*(depths[s] - 1 for s in ledger.streams), rows)
+        sure, right = ledger.decoder[place], ledger.right[place].double()  # (rows, layers) behind these encoder depths
         for threshold in last:
-            chosen = {**settings, DECODER: threshold}
-            quality, saved = ledger.judge(ledger.depths(chosen, minimum))
-            out.append({"settings": chosen, "quality": quality, "etr": saved})
+            deep = depths_at(sure, threshold, minimum)
+            saved = ledger.etr({**depths, DECODER: deep})
+            out.append({"settings": {**settings, DECODER: threshold}, "quality": float(right[rows, deep - 1].mean()), "etr": saved})
     return out
 
 
