@@ -77,7 +77,8 @@ def reproduce(
         "paper": "mue", "table": number, "models": dict(names or {}), "task": kind, "data": data.name, "preset": preset,
         "beams": setup.beams, "trials": trials, "caption_in_prompt": data.caption_in_prompt,
     }  # fmt: skip
-    with record.run(setup.out, f"reproduce-mue-{number}-{kind}", config, setup.seed) as run:
+    name = f"reproduce-mue-{number}-{kind}" + ("" if preset == "corrected" else f"-{preset}")
+    with record.run(setup.out, name, config, setup.seed) as run:
         models = {role: _prepared(askers[role], data, setup) for role in (MAIN, *OTHERS) if role in askers}
         maker = _Maker(kind, models, preset, trials, setup.tick)
         made = {line.key: maker.way(line) for line in wanted.lines}
