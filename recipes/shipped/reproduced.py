@@ -1,4 +1,7 @@
-"""Writes the table of docs/reproducing-mue.md between its marks, from the newest runs of `exitwise reproduce`. Run: reproduced.py RESULTS."""
+"""Writes the table of docs/reproducing-mue.md between its marks, from the newest runs of `exitwise reproduce`.
+
+Run: reproduced.py RESULTS.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from typing import Any
 from exitwise.bench import record
 
 MARKS = "<!-- table: written by recipes/shipped/reproduced.py -->", "<!-- end of table -->"
-HEAD = "| run | row | paper | its share | its ETR | here [95 %] | share | layers image / text / decoder | ETR |\n|---|---|---|---|---|---|---|---|---|"
+HEAD = (
+    "| run | row | paper | its share | its ETR | here [95 %] | share | layers image / text / decoder | ETR |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
 
 
 def lines(run: dict[str, Any]) -> list[str]:
@@ -18,7 +24,8 @@ def lines(run: dict[str, Any]) -> list[str]:
     task, about, out = run["task"], run["table"], []
     for place, line in enumerate(run["lines"]):
         theirs, row = line["paper"], line["measured"]
-        name = f"table {about['number']}, {task['kind']}, {run['config']['preset']} ({task['items']:,} items)" if place == 0 else ""
+        how = ", ".join([run["config"]["preset"], *(f"{k}={v}" for k, v in run["config"]["knobs"].items())])
+        name = f"table {about['number']}, {task['kind']}, {how} ({task['items']:,} items)" if place == 0 else ""
         cost = "/".join(f"{d:g}" for d in theirs["depths"]) + " layers" if "depths" in theirs else _percent(theirs["etr"], 0)
         cells = [name, line["label"], f"{theirs[about['main']]:.1f}", _percent(theirs["kept"]), cost]
         if row is None:

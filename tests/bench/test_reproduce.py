@@ -16,7 +16,7 @@ from exitwise.bench.measure import Setup
 from exitwise.bench.ways import engine_for
 from exitwise.cli import app
 from exitwise.cost import etr
-from exitwise.errors import InputError, UnknownName
+from exitwise.errors import InputError, KnobError, UnknownName
 
 # -- the paper's figures ------------------------------------------------------------------------------------------------------------
 
@@ -149,6 +149,17 @@ def test_presets_take_the_stated_thresholds(place, asker, tmp_path, preset, kind
     wasted = rows["mue"]["head_calls"] > rows["base"]["head_calls"]
     assert wasted == (preset == "released")
     assert any("state" in each for each in run["differences"] if each.startswith("Thresholds"))
+
+
+def test_one_knob_beside_the_rest(place, asker, tmp_path):  # noqa: F811
+    """Thresholds are chosen under the knob, which the run's name and its differences tell; thresholds themselves are the rows' own."""
+    run = run_table("1", "answer", {"checkpoint": asker}, place, tmp_path, knobs={"head": "every layer"})
+    assert run["name"] == "reproduce-mue-1-answer-head" and run["config"]["knobs"] == {"head": "every layer"}
+    assert any(each.endswith("But for head=every layer.") for each in run["differences"])
+    rows = {line["key"]: line["measured"] for line in run["lines"]}
+    assert rows["mue"]["head_calls"] > rows["base"]["head_calls"] or rows["mue"]["depth"]["decoder"] == 1
+    with pytest.raises(KnobError, match="image is one"):
+        run_table("1", "answer", {"checkpoint": asker}, place, tmp_path, knobs={"image": 0.9})
 
 
 def test_pooled_rows_are_asked_one_by_one(place, asker):  # noqa: F811

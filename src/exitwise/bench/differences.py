@@ -91,7 +91,8 @@ def _thresholds(run: Mapping[str, Any]) -> str:
 
 
 def _rule(run: Mapping[str, Any]) -> str:
-    return RELEASED if run["config"]["preset"] == "released" else RULE
+    changed = ", ".join(f"{name}={value}" for name, value in run["config"]["knobs"].items())
+    return (RELEASED if run["config"]["preset"] == "released" else RULE) + (f" But for {changed}." if changed else "")
 
 
 def _cost(run: Mapping[str, Any]) -> list[str]:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .. import methods
 from ..calibrate.budget import NEVER
 from ..engine import Engine
-from ..errors import InputError
+from ..errors import InputError, KnobError
 from . import differences, paper, record, tasks
 from .ask import Asked, Asker
 from .at_cost import AtCost
@@ -64,23 +65,26 @@ def reproduce(
     preset: str = "corrected",
     names: Mapping[str, str] | None = None,
     trials: int = 8,
+    knobs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Table `number` on these models; the record, which is written under `setup.out` too.
 
     askers: role -> model; MAIN is needed, the others (see OTHERS) fill further rows. preset: 'corrected' chooses thresholds on the
     calibration items so that a row saves what the paper's does; 'paper' and 'released' take theirs as they stand. names: role -> what
-    the record calls a model.
+    the record calls a model. knobs: of the method, before those of the preset, but for thresholds. Raises KnobError.
     """
-    kind = data.task.kind
+    kind, own = data.task.kind, dict(knobs or {})
+    if told := sorted(own.keys() & set(methods.load("mue").calibrated)):
+        raise KnobError(f"The rows of the table decide the thresholds ({', '.join(told)} is one). Set other knobs, or use `exitwise run`.")
     wanted = paper.table("mue", number, kind)
     config = {
         "paper": "mue", "table": number, "models": dict(names or {}), "task": kind, "data": data.name, "preset": preset,
-        "beams": setup.beams, "trials": trials, "caption_in_prompt": data.caption_in_prompt,
+        "knobs": own, "beams": setup.beams, "trials": trials, "caption_in_prompt": data.caption_in_prompt,
     }  # fmt: skip
-    name = f"reproduce-mue-{number}-{kind}" + ("" if preset == "corrected" else f"-{preset}")
+    name = "-".join(["reproduce-mue", number, kind, *([] if preset == "corrected" else [preset]), *sorted(own)])
     with record.run(setup.out, name, config, setup.seed) as run:
         models = {role: _prepared(askers[role], data, setup) for role in (MAIN, *OTHERS) if role in askers}
-        maker = _Maker(kind, models, preset, trials, setup.tick)
+        maker = _Maker(kind, models, preset, own, trials, setup.tick)
         made = {line.key: maker.way(line) for line in wanted.lines}
         measured = _measured(models, kind, setup)
         run["task"] = {
@@ -104,8 +108,10 @@ def _prepared(asker: Asker, data: Data, setup: Setup) -> Model:
 class _Maker:
     """Rows of the paper as ways. A way is put down with the model that it runs on."""
 
-    def __init__(self, kind: str, models: Mapping[str, Model], preset: str, trials: int, tick: Callable[[str], None]) -> None:
-        self.kind, self.models, self.preset, self.trials, self.tick = kind, models, preset, trials, tick
+    def __init__(
+        self, kind: str, models: Mapping[str, Model], preset: str, knobs: dict[str, Any], trials: int, tick: Callable[[str], None]
+    ) -> None:
+        self.kind, self.models, self.preset, self.knobs, self.trials, self.tick = kind, models, preset, knobs, trials, tick
         self._choosers: dict[str, AtCost] = {}
 
     def way(self, line: Line) -> str:
@@ -124,7 +130,7 @@ class _Maker:
 
     def _engine(self, line: Line, model: Model) -> Engine:
         joint: dict[str, Any] = {"decompose": False} if line.key == "joint" else {}
-        return engine_for(model.asker, self.kind, self.preset, **joint)
+        return engine_for(model.asker, self.kind, self.preset, **{**self.knobs, **joint})
 
     def _chooser(self, line: Line, model: Model) -> AtCost:
         name = line.key if line.key in ("joint", "plain") else "mue"

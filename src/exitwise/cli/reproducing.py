@@ -42,6 +42,7 @@ def reproduce(
         str | None, typer.Option(metavar="SPLIT", help="Thresholds are chosen on it. Without it: calibration, val or dev.")
     ] = None,
     preset: options.Preset = "corrected",
+    knobs: options.Set = None,
     base: Annotated[str | None, typer.Option(metavar="MODEL", help="Table 1: the same size, fine-tuned without MuE.")] = None,
     tiny: Annotated[str | None, typer.Option(metavar="MODEL", help="Table 1: OFA-Tiny, fine-tuned.")] = None,
     without_layerwise: Annotated[str | None, typer.Option(metavar="MODEL", help="Table 4: trained on the last layer alone.")] = None,
@@ -64,8 +65,9 @@ def reproduce(
 
     --preset corrected chooses thresholds on --calibration so that each row saves
     what the paper's does; paper and released take the thresholds that the paper
-    and its scripts state. Rows that need another model are missing until it is
-    given. docs/reproducing-mue.md goes through the tables.
+    and its scripts state. --set changes one knob, to see what it costs. Rows that
+    need another model are missing until it is given. docs/reproducing-mue.md goes
+    through the tables.
 
     \b
     Examples:
@@ -83,7 +85,7 @@ def reproduce(
     from ..bench.measure import Setup
     from .loading import unified
 
-    kept = preset or "corrected"
+    kept, changed = preset or "corrected", options.knobs(knobs)
     methods.load(which.value).preset(kept)
     folder = None if data is None else str(data)
     items = room.data_of(task.value, folder, split, calibration, limit, skip_bad, caption_in_prompt, kept)
@@ -97,7 +99,7 @@ def reproduce(
         askers[role] = Asker(pair.model, pair.processor, beams)
     with tqdm(desc=f"table {table.value}", unit="step", file=sys.stderr, mininterval=0.5) as bar:
         setup = Setup(out=out, seed=seed, beams=beams, tick=telling(bar, f"table {table.value}: "))
-        run: dict[str, Any] = room.reproduce(table.value, askers, items, setup, kept, names, trials)
+        run: dict[str, Any] = room.reproduce(table.value, askers, items, setup, kept, names, trials, changed)
     if as_object:
         as_json(run)
     else:
