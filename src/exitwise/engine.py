@@ -60,16 +60,19 @@ class Engine:
 
     model: any torch module whose layers a family describes (found by `config.model_type`, by structure, or passed as `family`).
     method: a name
-    from `exitwise.methods.names()` or a Method; knobs: its options. The model is not changed: it carries the exits only inside a verb or an
+    from `exitwise.methods.names()` or a Method; preset: one of its `presets`, such as what its paper says; knobs: its options, which go
+    before those of the preset. The model is not changed: it carries the exits only inside a verb or an
     `attached()` block. Raises UnknownName, KnobError, FamilyError.
     """
 
-    def __init__(self, model: nn.Module, method: str | Method = "mue", family: Family | None = None, **knobs: Any) -> None:
+    def __init__(
+        self, model: nn.Module, method: str | Method = "mue", family: Family | None = None, preset: str | None = None, **knobs: Any
+    ) -> None:
         self.model = model
         self.method_name = method if isinstance(method, str) else "custom"
         self.method = methods.load(method) if isinstance(method, str) else method
         self.family_name, self.family = ("given", family) if family is not None else families.of(model)
-        self._settings = self.method.settings(knobs)
+        self._settings = self.method.settings({**self.method.preset(preset), **knobs})
         self.calibration: Calibration | None = None
         self._turn, self._record, self._proven = 0, False, self.family_name != families.DISCOVERED
         self.plan()  # a knob that does not fit the model is refused now, not in mid-run
@@ -315,7 +318,8 @@ class Engine:
         if here != base:
             wrong = ", ".join(f"{k} {base.get(k)!r} -> {here[k]!r}" for k in here if here[k] != base.get(k))
             raise FingerprintError(f"These exits were saved for another model ({wrong}). Load that model, or calibrate anew.")
-        engine = cls(model, kind, family, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        knobs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        engine = cls(model, kind, family, **knobs)
         engine.calibration = None if body.get("calibration") is None else Calibration.from_dict(body["calibration"])
         return engine
 

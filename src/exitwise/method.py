@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import KnobError, unknown
@@ -41,13 +41,26 @@ class Knob:
 
 @dataclass(frozen=True)
 class Method:
-    """A method as a value. plan: (settings, stream -> layers of its stack) -> Plan. calibrated: the knobs that calibration chooses."""
+    """A method as a value. plan: (settings, stream -> layers of its stack) -> Plan. calibrated: the knobs that calibration chooses.
+
+    presets: name -> settings, for what a paper says or its code does. A preset 'x-answer' is 'x' for answers that one pass decides.
+    """
 
     paper: str
     about: str
     plan: Callable[[Settings, Mapping[str, int]], Plan]
     knobs: tuple[Knob, ...] = ()
     calibrated: tuple[str, ...] = ()
+    presets: Mapping[str, Settings] = field(default_factory=dict)
+
+    def preset(self, name: str | None, kind: str | None = None) -> dict[str, Any]:
+        """The settings of a preset, for a kind of task where it has some of its own; none for None. Raises UnknownName."""
+        if name is None:
+            return {}
+        special = f"{name}-{kind}"
+        if name not in self.presets:
+            raise unknown("preset", name, self.presets or ("none for this method",))
+        return dict(self.presets[special if special in self.presets else name])
 
     def settings(self, given: Settings) -> dict[str, Any]:
         """All knobs, defaults filled in and checked. Raises UnknownName for a knob that the method does not have."""

@@ -2,7 +2,8 @@
 
 Judged on the embedded sample, and, where .data/ holds them, on the held-out splits of Flickr8k and NLVR that
 recipes/shipped/splits.json names.
-A step that fails is recorded and does not stop the others. Run: python -m exitwise.bench [--only demo,caption,answer,speed,front,promise]
+A step that fails is recorded and does not stop the others. `--only ofa` means ofa-speed, ofa-load and ofa-parts.
+Run: python -m exitwise.bench [--only demo,caption,answer,speed,front,promise,ofa] [--repeats 9]
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from ..engine import Engine
 from ..models import shipped_path
-from . import fronts, promise, record, recording, speed, table, tasks
+from . import fronts, ofa, promise, record, recording, speed, table, tasks
 from .ask import Asker, load_pair
 from .demo import KEEP
 from .measure import Setup, judge_on
@@ -80,6 +81,23 @@ def promises(folder: Path, out: Path, summary: Summary, asked: promise.Asked) ->
         summary["promise/cost_over_hindsight"] = run["cost_over_hindsight"]
 
 
+def figure(key: str, found: str, config: dict[str, Any], measure: Callable[[], dict[str, Any]], out: Path, summary: Summary) -> None:
+    """One of the promises about OFA: a run named after its key, whose figure `found` goes into the summary."""
+    with record.run(out, key.replace("/", "-"), config, 0) as run:
+        run.update(measure())
+        summary[key] = run[found]
+
+
+def about_ofa(out: Path, summary: Summary, repeats: int) -> dict[str, Callable[[], None]]:
+    """Speed at 2/6/2 with the stem, memory of loading, and the parts against the formulas: each a step of its own."""
+    asked: list[tuple[str, str, str, dict[str, Any], Callable[[], dict[str, Any]]]] = [
+        ("ofa-speed", "ofa/base_speedup_2_6_2", "speedup", {"shape": "ofa-base, 480 px", "tokens": 16}, lambda: ofa.speedup(repeats)),
+        ("ofa-load", "ofa/load_memory_ratio", "load_memory_ratio", {"shape": "ofa-large", "file": "random, fairseq's"}, ofa.loading),
+        ("ofa-parts", "ofa/parts_max_error", "parts_max_error", {"sizes": "tiny to large", "image": "2 x 3 cells"}, ofa.deviations),
+    ]
+    return {name: partial(figure, key, found, config, measure, out, summary) for name, key, found, config, measure in asked}
+
+
 def _figures(summary: Summary, key: str, run: dict[str, Any]) -> None:
     rows = {row["key"]: row for row in run["rows"]}
     ours, kind = rows["mue"], run["task"]["kind"]
@@ -102,6 +120,7 @@ def steps(out: Path, summary: Summary, repeats: int, beams: int) -> dict[str, Ca
         "demo": lambda: demo(out, summary),
         "speed": lambda: timing(out, summary, repeats),  # before the others, whose memory would slow the clock
         "front": lambda: whole_front(out, summary, repeats),
+        **about_ofa(out, summary, repeats),
     }
     for kind in tasks.KINDS:
         folder = HELDOUT / kind
@@ -119,7 +138,7 @@ def main() -> int:
     """Runs the steps; 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--only", help="names of steps, with commas: demo, caption, answer, speed, front, promise")
+    parser.add_argument("--only", help="names of steps, with commas: demo, caption, answer, speed, front, promise, ofa")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--beams", type=int, default=1, help="beams of the held-out captions")
     given = parser.parse_args()
@@ -127,7 +146,7 @@ def main() -> int:
     summary: Summary = json.loads(file.read_text()) if file.exists() else {}
     failed = []
     for name, step in steps(given.out, summary, given.repeats, given.beams).items():
-        if given.only and name not in given.only.split(","):
+        if given.only and not any(name == asked or name.startswith(f"{asked}-") for asked in given.only.split(",")):
             continue
         print(f"== {name}", file=sys.stderr, flush=True)
         try:

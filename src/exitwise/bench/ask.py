@@ -109,7 +109,10 @@ class Asker:
         pixels: bool = False,
         through: Callable[[list[int], Callable[[], Said]], Said] = lambda places, run: run(),
     ) -> Said:
-        """All items through the engine, in batches. through: (places, run) is called for every batch, and may know what run() would say."""
+        """All items through the engine, in batches; one by one where a batch would be measured as a single row, lest one item decide for
+        another. through: (places, run) is called for every batch, and may know what run() would say."""
+        if engine.plan().pooled:
+            rows = 1
         texts: list[str] = [""] * len(asked)
         tokens: list[list[tuple[str, int]]] = [[] for _ in asked]
         traces, order = [], []

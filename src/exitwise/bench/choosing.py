@@ -64,7 +64,7 @@ def thresholds(
 ) -> tuple[Engine, Calibration]:
     """The engine with the thresholds that are wished for on these items, and what was found. Raises CalibrationError."""
     one_class(kind, items)
-    if kind == "answer" and all(asker.trie(one.item).first_tokens() is not None for one in items):
+    if tellable(asker, kind, items):
         found = _by_ledger(asker, engine, items, wish, tick)
         engine = engine.with_settings(**found.settings)
         engine.calibration = found
@@ -112,6 +112,11 @@ def _by_ledger(asker: Asker, engine: Engine, items: Sequence[Asked], wish: Wish,
     return found if wish.front else replace(found, front=None)
 
 
+def tellable(asker: Asker, kind: str, items: Sequence[Asked]) -> bool:
+    """Whether the first token of every answer tells it apart, so that a ledger can hold them."""
+    return kind == "answer" and all(asker.trie(one.item).first_tokens() is not None for one in items)
+
+
 def live(asker: Asker, kind: str, tick: Tick = lambda _: None, rows: int = 32) -> dict[str, Any]:
     """How `Engine.calibrate` runs the items, and how it judges what was said."""
 
@@ -140,8 +145,14 @@ def steady(kind: str, items: Sequence[Asked], seed: int = 0) -> Callable[[Sequen
     return quality
 
 
+def alone(engine: Engine) -> Engine:
+    """The engine, each row measured by itself: what a batch of one is to an engine that measures a batch as a single row."""
+    return engine.with_settings(batch="compact") if engine.plan().pooled else engine
+
+
 def ledger(asker: Asker, engine: Engine, items: Sequence[Asked], rows: int = 32, tick: Tick = lambda _: None) -> Ledger:
     """Every item at every exit and every pair of encoder depths."""
+    engine = alone(engine)
 
     def batches() -> Iterator[tuple[dict[str, Any], Callable[[Tensor], Tensor]]]:
         for places in asker.groups(items, rows):

@@ -24,7 +24,7 @@ from .ask import Asked, Asker, Said, load_pair, scores
 from .choosing import Tick
 from .compare import ratio
 from .journal import Journal
-from .metrics import bootstrap
+from .metrics import bleu, bootstrap
 from .ways import Request, Way, choose, histogram, kept
 
 READINGS = {"streams": "mean", "deepest": "max", "tokens": "tokens"}
@@ -35,7 +35,8 @@ STEM = "model.encoder.stem"
 class Setup:
     """How a task is judged. model: a folder of a unified model (None: the shipped one). exits: a folder of `Engine.save`, judged
     as they are
-    (None: calibrate). keep, margin: see `ways.Request`. beams: for captions. timed: items on the clock. gallery: pictures in the report."""
+    (None: calibrate). keep, margin, preset: see `ways.Request`. beams: for captions. timed: items on the clock.
+    gallery: pictures in the report."""
 
     model: str | None = None
     exits: str | Path | None = None
@@ -44,6 +45,7 @@ class Setup:
     seed: int = 0
     keep: float = 0.99
     margin: float = 0.0
+    preset: str | None = None
     beams: int = 1
     timed: int = 24
     gallery: int = 12
@@ -85,6 +87,7 @@ def judge_on(task: tasks.Task, held: tasks.Task | None, data: str, setup: Setup)
         "beams": setup.beams,
         "keep": setup.keep,
         "margin": setup.margin,
+        "preset": setup.preset,
     }
     with record.run(setup.out, setup.name or f"bench-{kind}", config, setup.seed) as run:
         items = asker.prepare(task.items, lambda: setup.tick("images"))
@@ -113,7 +116,7 @@ def judge_on(task: tasks.Task, held: tasks.Task | None, data: str, setup: Setup)
 def _chosen(asker: Asker, held: tasks.Task, setup: Setup) -> tuple[list[Way], dict[str, Any]]:
     """The ways, chosen on the held items."""
     items = asker.prepare(held.items, lambda: setup.tick("images"))
-    return choose(asker, held.kind, items, Request(keep=setup.keep, margin=setup.margin, seed=setup.seed), setup.tick)
+    return choose(asker, held.kind, items, Request(keep=setup.keep, margin=setup.margin, seed=setup.seed, preset=setup.preset), setup.tick)
 
 
 def _journal(asker: Asker, task: tasks.Task, held: tasks.Task | None, config: dict[str, Any], setup: Setup) -> Journal:
@@ -138,18 +141,22 @@ def _stamp(file: Path) -> tuple[str, int, int]:
 
 
 def measure(
-    run: dict[str, Any], asker: Asker, kind: str, items: Sequence[Asked], ways: Sequence[Way], setup: Setup, journal: Journal
+    run: dict[str, Any], asker: Asker, kind: str, items: Sequence[Asked], ways: Sequence[Way], setup: Setup, journal: Journal | None = None
 ) -> None:
-    """Fill a run's record: rows, saturation, gallery, thresholds."""
+    """Fill a run's record: rows, saturation, gallery, thresholds. journal: keeps what was said, for a run that is stopped."""
     said, macs = {}, {}
     for way in ways:
         setup.tick(f"quality: {way.label}")
-        said[way.key], total = journal.ask(asker, way, items)
+        said[way.key], total = _said(asker, way, items) if journal is None else journal.ask(asker, way, items)
         macs[way.key] = total / len(items)
     stem = _stem_macs(asker, items)
     clock = _times(asker, items[:: max(1, len(items) // setup.timed)][: setup.timed], ways, setup.tick)
     points = {key: scores(kind, s.texts, [a.item for a in items]) for key, s in said.items()}
     run["rows"] = [_row(way, said[way.key], points, macs, stem, clock, setup.seed) for way in ways]
+    if kind == "caption":
+        references = [a.item.references for a in items]
+        for row in run["rows"]:
+            row["bleu"] = list(bleu(said[row["key"]].texts, references))
     run["groups"] = groups([a.item for a in items], said, points)
     run["thresholds"] = (
         {k: v for k, v in ways[1].engine.settings_dict().items() if k in said[ways[1].key].trace.layers} if len(ways) > 1 else {}
@@ -157,6 +164,13 @@ def measure(
     setup.tick("saturation")
     run["saturation"] = saturation(asker, items)
     run["gallery"] = [_card(items[i], i, said, points) for i in _spread(len(items), setup.gallery)]
+
+
+def _said(asker: Asker, way: Way, items: Sequence[Asked]) -> tuple[Said, float]:
+    """What the way says of all items, and its MACs without the stem."""
+    with count_macs() as counted:
+        said = asker.ask(way.engine, items)
+    return said, counted.total
 
 
 def _row(

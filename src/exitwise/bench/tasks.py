@@ -1,7 +1,8 @@
 """What the model is asked: a folder of rows and images becomes items with a prompt, references and a way to judge the answers.
 
 FOLDER holds a `*.jsonl` and `images/`. Rows of the task `caption`: {"image", "captions"}. Rows of the task `answer`: {"image", "sentence",
-"label"} (true or false) or {"image", "question", "answer", "candidates"?}; without candidates, all answers of the file are candidates.
+"label"} (true or false), {"image", "hypothesis", "label", "caption"?} (see `entailment`) or {"image", "question", "answer", "candidates"?};
+without candidates, all answers of the file are candidates.
 A row may name its "group": items of a group are judged together too.
 """
 
@@ -16,6 +17,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from exitwise.errors import InputError
+
+from . import entailment
 
 Kind = Literal["caption", "answer"]
 KINDS: tuple[Kind, ...] = ("caption", "answer")
@@ -80,8 +83,18 @@ class Task:
 _SKIP = "Mend the row, or leave bad rows out with --skip-bad."
 
 
-def load(kind: str, folder: str | Path, split: str | None = None, skip_bad: bool = False, limit: int | None = None) -> Task:
-    """The task in FOLDER/SPLIT.jsonl. The first bad row raises; with `skip_bad` bad rows are kept as `faults` instead."""
+def load(
+    kind: str,
+    folder: str | Path,
+    split: str | None = None,
+    skip_bad: bool = False,
+    limit: int | None = None,
+    caption_in_prompt: bool = False,
+) -> Task:
+    """The task in FOLDER/SPLIT.jsonl. The first bad row raises; with `skip_bad` bad rows are kept as `faults` instead.
+
+    caption_in_prompt: a hypothesis is asked together with the row's caption, as MuE's scripts do; a row without one is bad then.
+    """
     if kind not in KINDS:
         raise InputError(f"task {kind!r} is not known. Tasks: {', '.join(KINDS)}.")
     file = _file_of(Path(folder), split)
@@ -93,7 +106,7 @@ def load(kind: str, folder: str | Path, split: str | None = None, skip_bad: bool
         if limit is not None and len(items) >= limit:
             break
         try:
-            item = _item(kind, file, where, row, answers)
+            item = _item(kind, file, where, row, answers, caption_in_prompt)
             item.picture()
         except InputError as error:
             if not skip_bad:
@@ -160,7 +173,7 @@ def _all_answers(rows: list[tuple[str, Any]]) -> tuple[str, ...]:
     return tuple(sorted(given - {""}))
 
 
-def _item(kind: str, file: Path, where: str, row: Any, answers: tuple[str, ...]) -> Item:
+def _item(kind: str, file: Path, where: str, row: Any, answers: tuple[str, ...], caption_in_prompt: bool) -> Item:
     if isinstance(row, json.JSONDecodeError):
         raise InputError(f"{where}: this line is not JSON ({row.msg}). {_SKIP}")
     if not isinstance(row, dict):
@@ -171,10 +184,14 @@ def _item(kind: str, file: Path, where: str, row: Any, answers: tuple[str, ...])
         raise InputError(f"{where}: the image {name} is not in {image.parent.name}/ beside {file.name}. {_SKIP}")
     if kind == "caption":
         return Item(name, where, image, CAPTION_PROMPT, _captions(row, where), credit=_credit(row))
-    prompt, answer, candidates = _question(row, where, answers)
+    if "hypothesis" in row or caption_in_prompt:
+        prompt, answer, candidates = _entailment(row, where, caption_in_prompt)
+    else:
+        prompt, answer, candidates = _question(row, where, answers)
     if answer not in candidates:
         raise InputError(f"{where}: the answer {answer!r} for {name} is not among the candidates {', '.join(candidates)}. {_SKIP}")
-    group = _text(row, "group", where, kind) if "group" in row else "statement" if "sentence" in row else "question"
+    asked = "statement" if "sentence" in row else "entailment" if "hypothesis" in row else "question"
+    group = _text(row, "group", where, kind) if "group" in row else asked
     return Item(name, where, image, prompt, (answer,), candidates, group, _credit(row))
 
 
@@ -203,6 +220,18 @@ def _question(row: dict[str, Any], where: str, answers: tuple[str, ...]) -> tupl
     if not isinstance(given, list) or not given or not all(isinstance(text, str) and text.strip() for text in given):
         raise InputError(f"{where}: candidates of {row['image']} must be a list of answers, got {given!r}. {_SKIP}")
     return question, answer, tuple(dict.fromkeys(text.strip().lower() for text in given))
+
+
+def _entailment(row: dict[str, Any], where: str, caption_in_prompt: bool) -> tuple[str, str, tuple[str, ...]]:
+    """(prompt, right answer, candidates) of a hypothesis."""
+    hypothesis = _text(row, "hypothesis", where, "answer")
+    caption = _text(row, "caption", where, "answer") if caption_in_prompt else None
+    label = _text(row, "label", where, "answer")
+    try:
+        right = entailment.answer(label)
+    except InputError as problem:
+        raise InputError(f"{where}: {problem} for {row['image']}. {_SKIP}") from None
+    return entailment.prompt(hypothesis, caption), right, tuple(entailment.ANSWERS.values())
 
 
 def _text(row: dict[str, Any], key: str, where: str, kind: str) -> str:

@@ -209,6 +209,17 @@ def cheapest(
     return Calibration(keep, ledger.rows, ledger.full, best[1], best[0], best[2], tried, margin)
 
 
+def sweep(ledger: Ledger, encoder: int = 14, decoder: int = 60, minimum: int = 1, tied: bool = False) -> list[dict[str, Any]]:
+    """Every setting of the grid that `cheapest` looks at, with its quality (share of right answers) and ETR."""
+    last = thresholds_of(ledger.decoder, ledger.layers[DECODER], decoder, minimum)
+    found = replay(ledger, grid(ledger, encoder, minimum, tied), last, minimum)
+    shares, saved = found.right / found.rows, found.etr()
+    return [
+        {"settings": found.settings(choice, place), "quality": float(shares[choice, place]), "etr": float(saved[choice, place])}
+        for choice, place in np.ndindex(*shares.shape)
+    ]
+
+
 def _held(bar: Bar, found: Replay) -> NDArray[np.bool_]:
     """(choices, last) what `Bar.held` says of answers that are right or not, from their counts alone."""
     rows, keep = found.rows, bar.keep

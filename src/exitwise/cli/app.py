@@ -12,6 +12,7 @@ from .converting import convert
 from .learning import calibrate, train
 from .looking import families, inspect, methods
 from .measuring import bench, demo, report
+from .reproducing import reproduce
 from .running import run
 
 app = typer.Typer(
@@ -40,7 +41,7 @@ def _root(
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Begin": (demo, run, inspect),
     "Make exits": (convert, train, calibrate),
-    "Measure": (bench, report),
+    "Measure": (bench, reproduce, report),
     "What there is": (methods, families),
 }
 for panel, commands in PANELS.items():

@@ -53,6 +53,7 @@ def calibrate(
     cost: Annotated[Cost, typer.Option(help="Of a budget: layers, counted MACs, or milliseconds measured here.")] = Cost.etr,
     front: Annotated[bool, typer.Option("--front", help="Print and save the whole front of quality against cost.")] = False,
     trials: Annotated[int, typer.Option(min=1, help="Most settings that are run for captions.")] = 24,
+    preset: options.Preset = None,
     knobs: options.Set = None,
     beams: options.Beams = 1,
     limit: options.Limit = None,
@@ -86,7 +87,8 @@ def calibrate(
     wish = Wish(keep, margin, confidence, budget, cost.value, front, trials)
     items = tasks.load(task.value, data, split, skip_bad, limit)
     pair = unified(model, "calibrate")
-    engine = engine_of(pair.model, None, None, given, **({"decoder_scope": "last"} if task.value == "answer" else {}))
+    own = {"decoder_scope": "last"} if task.value == "answer" else {}
+    engine = engine_of(pair.model, None, None, given, preset, task.value, **own)
     engine, found = _thresholds(engine, pair, items, wish, beams)
     path = engine.save(out)
     for fault in items.faults:

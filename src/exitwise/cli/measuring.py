@@ -50,6 +50,7 @@ def bench(
         str | None, typer.Option(metavar="SPLIT", help="Choose thresholds on this split or folder. Without it: the embedded one.")
     ] = None,
     keep: Annotated[float, typer.Option(help="Share of full depth's quality to keep when thresholds are chosen.")] = 0.99,
+    preset: options.Preset = None,
     beams: options.Beams = 1,
     limit: options.Limit = None,
     skip_bad: options.SkipBad = False,
@@ -72,8 +73,13 @@ def bench(
     Example:
       exitwise bench --task caption --data pictures --split test --skip-bad
     """
+    from .. import methods
+    from ..errors import KnobError
     from .loading import unified, where
 
+    methods.load("mue").preset(preset)
+    if exits is not None and preset is not None:
+        raise KnobError(f"--exits has its settings with it, so --preset {preset} says them twice. Leave one of them out.")
     if model == "shipped":
         where(model)
     else:
@@ -87,7 +93,7 @@ def bench(
     with tqdm(desc=task.value, unit="step", file=sys.stderr, mininterval=0.5) as bar:
         record = judge(
             task.value, data, model=None if model == "shipped" else model, exits=exits, split=split, calibration=calibration, limit=limit,
-            skip_bad=skip_bad, out=out, seed=seed, keep=keep, beams=beams, tick=telling(bar, f"{task.value}: "),
+            skip_bad=skip_bad, out=out, seed=seed, keep=keep, preset=preset, beams=beams, tick=telling(bar, f"{task.value}: "),
         )  # fmt: skip
     skipped = record["task"]["skipped"]
     if as_object:

@@ -26,6 +26,10 @@ Method = Annotated[str | None, typer.Option(metavar="NAME", help="See `exitwise 
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KNOB=VALUE", help="A knob of the method, such as image=0.9. May be repeated.")
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Knobs under a name, before --set. For mue: corrected (the default), paper, or released (its code)."),
+]
 Exits = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Exits that `exitwise calibrate` or Engine.save wrote.")]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="The first N items only.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out, count and name them, instead of stopping at the first.")]

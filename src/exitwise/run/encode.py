@@ -31,7 +31,7 @@ class Walker:
         group: int = 1,
     ) -> None:
         self.session, self.of, self.rows, self.state, self.mask = session, of, rows, state, mask
-        self.group = of if session.plan.together else group
+        self.group = of if session.plan.together or session.plan.pooled else group
         self.rule = rule if rule is not None else Fixed(layers)
         self.depth = [0] * of
         self.result: Tensor | None = None
@@ -87,6 +87,9 @@ class Walker:
         return _in_groups(leave, min(self.group, len(leave)))
 
     def _measure(self, before: Tensor, after: Tensor) -> Tensor:
+        if self.session.plan.pooled:  # the tokens of all rows as those of a single one; nothing is left out, pads neither
+            one = self.rule.sureness(before.flatten(0, 1)[None], after.flatten(0, 1)[None], None)
+            return one.expand(len(self.rows))
         mask = self.mask
         if mask is not None and len(self.rows) != self.of:
             mask = mask.index_select(0, torch.tensor(self.rows, device=mask.device))

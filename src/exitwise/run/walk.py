@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..criteria import Rule
-from ..errors import AttachError
+from ..errors import AttachError, FamilyError, KnobError
 from ..stack import Family, Stack, reach
 from ..trace import Trace
 
@@ -36,6 +36,9 @@ class Plan:
 
     rules: stream -> rule; a stream without one runs at full depth. decompose: streams that share a stack walk apart (no attention between
     them). policy: what becomes of keys and values of skipped layers. together: rows of a batch leave together, when the last would.
+    pooled: they leave together by one measurement over the tokens of all of them, pads too, as if the batch were a single row.
+    read_all: the head reads a decoder's state after every layer at which rows stay, for nothing but its cost.
+    config: fields of the model's own configuration that hold while exits are attached.
     group: so many decoder rows that follow each other (the candidates of one item) leave together.
     steps: most decoding steps there can be, for schedules. ends: token ids after which a row of a greedy batch is not computed any more.
     record: measure the similarity after every layer, whatever the rules need. keep_states: a decoder's
@@ -46,6 +49,9 @@ class Plan:
     decompose: bool = True
     policy: str = "propagate"
     together: bool = False
+    pooled: bool = False
+    read_all: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
     group: int = 1
     steps: int = 20
     ends: frozenset[int] = frozenset()
@@ -171,9 +177,12 @@ def attached(model: nn.Module, family: Family, plan: Plan) -> Iterator[Session]:
     with _LOCKS.setdefault(model, threading.RLock()):
         if model in _BUSY:
             raise AttachError(f"This {type(model).__name__} carries exits already. Leave the other `attached()` block first.")
+        if plan.read_all and family.readout is None:
+            raise FamilyError(f"The head of a {type(model).__name__} cannot read every layer: its family has no `readout`. Give it one.")
         session, undo = Session(model, family, plan), []
         _BUSY.add(model)
         try:
+            undo.append(_configured(model, plan.config))
             undo.append(model.register_forward_pre_hook(_listener(session), with_kwargs=True).remove)
             head = _head(model, family)
             if head is not None:
@@ -190,6 +199,24 @@ def attached(model: nn.Module, family: Family, plan: Plan) -> Iterator[Session]:
             for step in reversed(undo):
                 step()
             _BUSY.discard(model)
+
+
+def _configured(model: nn.Module, wanted: Mapping[str, Any]) -> Callable[[], None]:
+    """The model's configuration with these fields; the undoing of it. Raises KnobError for a field that the model does not have."""
+    config = getattr(model, "config", None)
+    for name in wanted:
+        if not hasattr(config, name):
+            raise KnobError(
+                f"{type(model).__name__} has no setting {name!r}, which this run would change. Leave the knob of that name at its default."
+            )
+    before = {name: getattr(config, name) for name in wanted}
+
+    def put(values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            setattr(config, name, value)
+
+    put(wanted)
+    return lambda: put(before)
 
 
 def _listener(session: Session) -> Callable[..., None]:
