@@ -13,7 +13,7 @@ from exitwise import families, methods
 ROOT = Path(exitwise.__file__).parent
 FLOORS = [
     {"errors"},
-    {"register", "trace", "stack", "criteria"},
+    {"register", "trace", "stack", "criteria", "heads", "reading"},
     {"models", "train", "cost"},
     {"run"},
     {"calibrate", "method", "families"},

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import KnobError, unknown
+from .heads import Exits, Shape
+from .reading import Reading
 from .run.walk import Plan
+from .train.exits import Objective
 
 Settings = Mapping[str, Any]
 
@@ -41,13 +44,20 @@ class Knob:
 
 @dataclass(frozen=True)
 class Method:
-    """A method as a value. plan: (settings, stream -> layers of its stack) -> Plan. calibrated: the knobs that calibration chooses."""
+    """A method as a value. plan: (settings, stream -> layers of its stack) -> Plan. calibrated: the knobs that calibration chooses.
+
+    exits: builds what the method trains, for a shape; None trains nothing of its own. objective: its training objective. frozen: the base is
+    not trained with it.
+    """
 
     paper: str
     about: str
     plan: Callable[[Settings, Mapping[str, int]], Plan]
     knobs: tuple[Knob, ...] = ()
     calibrated: tuple[str, ...] = ()
+    exits: Callable[[Shape], Exits] | None = None
+    objective: Objective | None = None
+    frozen: bool = True
 
     def settings(self, given: Settings) -> dict[str, Any]:
         """All knobs, defaults filled in and checked. Raises UnknownName for a knob that the method does not have."""
@@ -59,3 +69,33 @@ class Method:
         for name, value in out.items():
             known[name].check(value)
         return out
+
+
+STREAMS = ("image", "text", "audio", "decoder")
+
+
+def reading_knobs(about: str) -> tuple[Knob, ...]:
+    """A threshold for each stream whose answer a rule may read. A model has one: its decoder, or its only encoder."""
+    return tuple(Knob(stream, 1.0, f"{about} 1 or more never leaves. Choose it by calibration.", 0.0, 2.0) for stream in STREAMS)
+
+
+def answering(layers: Mapping[str, int]) -> str | None:
+    """The stream whose state is read out to the answer: the decoder, else the only one; None if several encoder streams share it."""
+    return STREAMS[-1] if STREAMS[-1] in layers else next(iter(layers)) if len(layers) == 1 else None
+
+
+def reading_plan(settings: Settings, layers: Mapping[str, int], rule: Callable[[float], Reading]) -> Plan:
+    """A plan whose answering stream follows `rule`(its threshold); all others run at full depth, as the model has them.
+
+    Raises KnobError for a threshold on a stream that gives no answer.
+    """
+    stream = answering(layers)
+    for other in layers:
+        if other != stream and settings.get(other, 1.0) < 1:
+            raise KnobError(
+                f"{other}={settings[other]} would leave where nothing can be read: this method judges the answer, which "
+                f"{'the ' + repr(stream) + ' stream' if stream else 'no single stream'} of this model gives."
+            )
+    rules = {} if stream is None else {stream: rule(settings.get(stream, 1.0))}
+    policy = settings.get("keys_values", "propagate")
+    return Plan(rules, decompose=False, policy=policy, together=settings.get("batch") == "min")

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..criteria import Fixed, Rule, Step
+from ..criteria import Fixed, Rule, Step, last_real
 from ..errors import FamilyError
+from ..reading import Reading, View
 from ..stack import Stack
 from .cache import rows_tensor
 from .walk import Session, named, pick, plain_call, split_output
@@ -21,6 +22,7 @@ class Walker:
     def __init__(
         self,
         session: Session,
+        stack: Stack,
         rule: Rule | None,
         rows: list[int],
         state: Tensor,
@@ -30,7 +32,7 @@ class Walker:
         step: int = 0,
         group: int = 1,
     ) -> None:
-        self.session, self.of, self.rows, self.state, self.mask = session, of, rows, state, mask
+        self.session, self.stack, self.of, self.rows, self.state, self.mask = session, stack, of, rows, state, mask
         self.group = of if session.plan.together else group
         self.rule = rule if rule is not None else Fixed(layers)
         self.depth = [0] * of
@@ -40,6 +42,9 @@ class Walker:
         if self.foretold is not None and self.group > 1:
             self.foretold = [max(self.foretold[r - r % self.group : r - r % self.group + self.group]) for r in range(of)]
         self.sure = torch.full((of, layers), float("nan")) if session.plan.record else None
+        self.memory: dict[str, Tensor] = {}
+        self.view: View | None = None
+        session.answers.begin(of)
 
     @property
     def index(self) -> Tensor | None:
@@ -56,6 +61,8 @@ class Walker:
             return
         for i in going:
             self.depth[self.rows[i]] = layer
+        if layer < at.layers and self.session.answers.trained:
+            self._answer(going, after, layer)
         if len(going) == self.of:
             self.result, self.rows = after, []
             return
@@ -69,13 +76,25 @@ class Walker:
         self.result[torch.tensor([self.rows[i] for i in going], device=device)] = after[torch.tensor(going, device=device)]
         staying = [i for i, out in enumerate(leave) if not out]
         self.rows = [self.rows[i] for i in staying]
-        self.state = after.index_select(0, torch.tensor(staying, device=device))
+        kept = torch.tensor(staying, device=device)
+        self.state = after.index_select(0, kept)
+        self.memory = {name: value.index_select(0, kept) for name, value in self.memory.items()}
+
+    def _answer(self, going: list[int], after: Tensor, layer: int) -> None:
+        """What the head of this exit says of the rows that leave: as the rule has read it, or read now for these rows alone."""
+        answers, index = self.session.answers, torch.tensor(going, device=after.device)
+        if self.view is not None and self.view.at.layer == layer and self.view.was_read:
+            logits = self.view.said.logits.index_select(0, index)
+        else:
+            state = after.index_select(0, index)
+            logits = answers.read(self.stack, layer, state, state[:, 0]).logits
+        answers.leave([self.rows[i] for i in going], logits)
 
     def _ready(self, before: Tensor, after: Tensor, at: Step) -> list[bool]:
         """Which of the walking rows leave after this layer. At most one host synchronisation, and none where nothing is in doubt."""
         sure = None
-        if self.sure is not None:
-            sure = self._measure(before, after)
+        if self.sure is not None and not (isinstance(self.rule, Reading) and at.layer == at.layers):
+            sure = self._measure(before, after, at)
             self.sure[self.rows, at.layer - 1] = sure.float().cpu()
         if at.layer == at.layers:
             return [True] * len(self.rows)
@@ -83,14 +102,20 @@ class Walker:
             return [self.foretold[r] <= at.layer for r in self.rows]
         if not self.rule.may_leave(at):
             return [False] * len(self.rows)
-        leave: list[bool] = self.rule.leaves(self._measure(before, after) if sure is None else sure, at, self.rows).tolist()
+        leave: list[bool] = self.rule.leaves(self._measure(before, after, at) if sure is None else sure, at, self.rows).tolist()
         return _in_groups(leave, min(self.group, len(leave)))
 
-    def _measure(self, before: Tensor, after: Tensor) -> Tensor:
+    def _measure(self, before: Tensor, after: Tensor, at: Step) -> Tensor:
         mask = self.mask
         if mask is not None and len(self.rows) != self.of:
             mask = mask.index_select(0, torch.tensor(self.rows, device=mask.device))
-        return self.rule.sureness(before, after, mask)
+        if not isinstance(self.rule, Reading):
+            return self.rule.sureness(before, after, mask)
+        plan = self.session.plan
+        decoder = self.stack.kind == "decoder"
+        place = 0 if not decoder else plan.place if plan.place is not None else -1 if mask is None else last_real(mask)
+        self.view = self.session.answers.view(self.stack, at, (before, after), place, self.memory, plan.candidates if decoder else None)
+        return self.rule.measure(self.view)
 
 
 def _in_groups(leave: list[bool], group: int) -> list[bool]:
@@ -109,16 +134,20 @@ class EncoderWalk:
         self.given: dict[str, Any] = {}
         self.walkers: dict[str, tuple[tuple[int, int], Walker]] = {}
         self.extras: tuple[Any, ...] | None = None
+        self.turn = 0
 
     def owner_call(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.given = named(owner, args, kwargs)
+        self.given, self.turn = named(owner, args, kwargs), 0
         try:
             return plain_call(owner, args, kwargs)
         finally:
             self.given, self.walkers, self.extras = {}, {}, None
 
-    def layer_handler(self, index: int) -> Callable[..., Any]:
+    def layer_handler(self, places: list[int]) -> Callable[..., Any]:
+        """What a layer's call comes to. places: where it runs, from 0; a layer that runs more than once is told by counting calls."""
+
         def handle(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            index, self.turn = places[0] if len(places) == 1 else self.turn, self.turn + 1
             return self._layer(index, layer, args, kwargs)
 
         return handle
@@ -152,7 +181,7 @@ class EncoderWalk:
             state = hidden if span == (0, tokens) else hidden[:, span[0] : span[1]]
             names = stream.split("+")
             rule = self.session.plan.rules.get(names[-1] if len(names) == 1 else stream, self.session.plan.rules.get(names[0]))
-            walker = Walker(self.session, rule, list(range(rows)), state, self._mask(span, tokens), self.layers, rows)
+            walker = Walker(self.session, self.stack, rule, list(range(rows)), state, self._mask(span, tokens), self.layers, rows)
             self.walkers[stream] = span, walker
 
     def _spans(self, tokens: int) -> dict[str, tuple[int, int]]:
