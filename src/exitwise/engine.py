@@ -55,11 +55,10 @@ class ChooseOutput(ModelOutput):
 class Engine:
     """A model that stops computing when its answer is ready.
 
-    model: any torch module whose layers a family describes (found by `config.model_type`, by structure, or passed as `family`).
-    method: a name
-    from `exitwise.methods.names()` or a Method; knobs: its options. exits: trained heads and parts (`fresh_exits`), used in evaluation mode.
-    The model is not changed: it carries the exits only inside a verb or an `attached()` block. Raises UnknownName, KnobError, FamilyError,
-    and FingerprintError for exits that do not fit the model.
+    model: any torch module whose layers a family describes (found by `config.model_type`, by structure, or passed as `family`). method: a
+    name from `exitwise.methods.names()` or a Method; knobs: its options. exits: trained heads and parts (see `fresh_exits`), which are put
+    into evaluation mode. The model is not changed: it carries the exits only inside a verb or an `attached()` block. Raises UnknownName,
+    KnobError, FamilyError, and FingerprintError for exits that do not fit the model.
     """
 
     def __init__(
@@ -95,7 +94,9 @@ class Engine:
         stream, config = answering(self.layers), getattr(self.model, "config", None)
         width = getattr(config, "hidden_size", None)
         if stream is None or width is None:
-            raise FamilyError(f"Exits for {type(self.model).__name__} cannot be shaped: give `heads.Shape` to the method's `exits` yourself.")
+            raise FamilyError(
+                f"Exits for {type(self.model).__name__} cannot be shaped: give `heads.Shape` to the method's `exits` yourself."
+            )
         classes = int(getattr(config, "num_labels", 0)) if self.family.classifier_of(self.model) is not None else 0
         return Shape(int(width), classes, self.layers[stream])
 
@@ -112,7 +113,9 @@ class Engine:
     def _fitting(self, exits: Exits) -> Exits:
         shape = self.shape() if getattr(self.model, "config", None) is not None else exits.shape
         if exits.shape != shape or (len(exits.heads) and self.family.classifier_of(self.model) is None):
-            raise FingerprintError(f"These exits are of {exits.shape}; {type(self.model).__name__} needs {shape}. Train exits for this model.")
+            raise FingerprintError(
+                f"These exits are of {exits.shape}; {type(self.model).__name__} needs {shape}. Train exits for this model."
+            )
         return exits.eval()
 
     def settings_dict(self) -> dict[str, Any]:
@@ -141,14 +144,17 @@ class Engine:
     def plan(self) -> Plan:
         """What a run will do. Raises KnobError where it needs trained parts that the engine was not given."""
         plan = self.method.plan(self._settings, self.layers)
+        self._equipped(plan)
+        return plan
+
+    def _equipped(self, plan: Plan) -> None:
         have = set() if self.exits is None else set(self.exits.parts)
         for rule in plan.rules.values():
-            if isinstance(rule, Reading) and rule.threshold < 1 and not have.issuperset(rule.needs):
+            if isinstance(rule, Reading) and (rule.threshold < 1 or plan.record) and not have.issuperset(rule.needs):
                 raise KnobError(
                     f"{self.method_name} needs trained exits with {', '.join(rule.needs)}. Train them (docs/adding-a-method.md) "
                     "and pass Engine(..., exits=...), or load an engine that was saved with them."
                 )
-        return plan
 
     # -- running ----------------------------------------------------------------------------------------------------------------
 
@@ -164,6 +170,7 @@ class Engine:
         if steps is None:
             steps = (getattr(config, "max_new_tokens", None) or getattr(config, "max_length", None) or 20) if config is not None else 20
         plan = replace(self.plan(), steps=steps, record=record or self._record)
+        self._equipped(plan)
         plan = replace(plan, seed=plan.seed * 1_000_003 + self._turn)  # draws differ from run to run, and repeat with a new engine
         self._turn += 1
         if drop_ended and config is not None and config.eos_token_id is not None:
@@ -349,10 +356,14 @@ def _saved_exits(folder: Path, model: nn.Module, base: Any) -> Exits:
     """The exits beside the settings, built by the file of the method that made them."""
     saved = heads.read(folder)
     if saved.base != base:
-        raise FingerprintError(f"{saved.path} was trained on another model than the settings beside it were saved for. Copy both, or train anew.")
+        raise FingerprintError(
+            f"{saved.path} was trained on another model than the settings beside it were saved for. Copy both, or train anew."
+        )
     build = methods.load(saved.made_by).exits
     if build is None:
-        raise CheckpointError(f"{saved.path} says that it is of {saved.made_by!r}, which trains no exits. Train the exits and save them again.")
+        raise CheckpointError(
+            f"{saved.path} says that it is of {saved.made_by!r}, which trains no exits. Train the exits and save them again."
+        )
     return saved.into(build(saved.shape)).to(next(model.parameters()).device)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import KnobError, unknown
 from .heads import Exits, Shape
 from .reading import Reading
 from .run.walk import Plan
-from .train.exits import Objective
+
+if TYPE_CHECKING:
+    from .train.exits import Objective
 
 Settings = Mapping[str, Any]
 
@@ -46,8 +48,8 @@ class Knob:
 class Method:
     """A method as a value. plan: (settings, stream -> layers of its stack) -> Plan. calibrated: the knobs that calibration chooses.
 
-    exits: builds what the method trains, for a shape; None trains nothing of its own. objective: its training objective. frozen: the base is
-    not trained with it.
+    exits: builds what the method trains, for a shape; None trains nothing of its own. objective: its training objective. frozen: the
+    base is not trained with it.
     """
 
     paper: str

@@ -77,7 +77,9 @@ class Reading:
 
     def __post_init__(self) -> None:
         if math.isnan(self.threshold) or self.threshold < 0:
-            raise KnobError(f"A threshold of {self.threshold} is outside the range of a sureness. Allowed: 0 and above; 1 or more means never.")
+            raise KnobError(
+                f"A threshold of {self.threshold} is outside the range of a sureness. Allowed: 0 and above; 1 or more means never."
+            )
         if self.minimum < 1:
             raise KnobError(f"minimum={self.minimum} is not a depth. Depths start at 1.")
 
@@ -88,7 +90,9 @@ class Reading:
         return (self.remembers or self.minimum <= at.layer) and at.layer < at.layers
 
     def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> Tensor:
-        raise KnobError("This method reads answers, so that a pair of states does not say how sure it is. Calibrate it by `Engine.calibrate`.")
+        raise KnobError(
+            "This method reads answers, so that a pair of states does not say how sure it is. Calibrate it by `Engine.calibrate`."
+        )
 
     def leaves(self, sureness: Tensor, at: Step, rows: Sequence[int]) -> Tensor:
         limit = self.decay(self.threshold, at)
@@ -123,6 +127,6 @@ def entropy_threshold(nats: float, classes: int) -> float:
     >>> round(entropy_threshold(0.2, 2), 4)
     0.7115
     """
-    if classes < 2 or not 0 <= nats:
+    if classes < 2 or not nats >= 0:
         raise KnobError(f"An entropy of {nats} nats over {classes} classes is not possible. Allowed: 0 and above, two classes or more.")
     return max(0.0, 1 - nats / math.log(classes))

@@ -48,7 +48,9 @@ METHOD = Method(
     plan=plan,
     knobs=(
         *reading_knobs("Certainty (or probability) above which rows leave."),
-        Knob("measure", "entropy", "what is compared: one minus the normalised entropy, or the greatest probability", choices=tuple(MEASURES)),
+        Knob(
+            "measure", "entropy", "what is compared: one minus the normalised entropy, or the greatest probability", choices=tuple(MEASURES)
+        ),
         Knob("minimum", 1, "least depth, in layers", 1, 1000),
         Knob("keys_values", "propagate", "what becomes of a decoder's keys and values of skipped layers", choices=POLICIES),
     ),

@@ -16,7 +16,7 @@ from ..stack import Family, Stack
 
 
 class Answers:
-    """The read-outs of one session: trained heads where there are any, else the model's own. counted: told of each trained head that ran."""
+    """The read-outs of one session: trained heads where there are any, else the model's own. counted is told of each trained head."""
 
     def __init__(self, model: nn.Module, family: Family, exits: Exits | None, counted: Callable[[], None]) -> None:
         self.model, self.family, self.exits, self.counted = model, family, exits, counted
@@ -47,7 +47,9 @@ class Answers:
             return said
         readout = self.family.readout
         if readout is None:
-            raise FamilyError(f"Nothing reads a state of {type(self.model).__name__}. Give its family a `readout`, or train exits with heads.")
+            raise FamilyError(
+                f"Nothing reads a state of {type(self.model).__name__}. Give its family a `readout`, or train exits with heads."
+            )
         logits = readout(self.model, state if stack.kind == "encoder" else token[:, None])
         if stack.kind != "encoder":
             logits = logits[:, 0]
@@ -65,7 +67,9 @@ class Answers:
             return None
         if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != self.rows:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise FamilyError(f"{type(module).__name__} gave {shape}, not one answer for each of {self.rows} rows: exits cannot speak for it.")
+            raise FamilyError(
+                f"{type(module).__name__} gave {shape}, not one answer for each of {self.rows} rows: exits cannot speak for it."
+            )
         out = output.clone()
         for rows, logits in self.left:
             out[torch.tensor(rows, device=out.device)] = logits.to(out)

@@ -96,7 +96,9 @@ class DecoderWalk:
 
     def layer_handler(self, places: list[int]) -> Callable[..., Any]:
         if len(places) > 1:
-            raise FamilyError(f"A layer of {self.stack.path} runs {len(places)} times: a decoder's layer has keys and values for one run only.")
+            raise FamilyError(
+                f"A layer of {self.stack.path} runs {len(places)} times: a decoder's layer has keys and values for one run only."
+            )
         (index,) = places
 
         def handle(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

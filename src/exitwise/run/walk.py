@@ -173,7 +173,8 @@ def _carry(module: nn.Module, handler: Callable[..., Any]) -> Callable[[], None]
 def attached(model: nn.Module, family: Family, plan: Plan, exits: Exits | None = None) -> Iterator[Session]:
     """The model carries exits inside this block, whoever calls it; afterwards it is restored exactly, also after an exception.
 
-    exits: trained heads and parts, where there are any. One thread at a time (others wait). Raises AttachError if this thread has attached the model already.
+    exits: trained heads and parts, where there are any. One thread at a time (others wait). Raises AttachError if this thread has attached
+    the model already.
     """
     from .decode import DecoderWalk
     from .encode import EncoderWalk

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exitwise.errors import FamilyError, InputError
-from exitwise.heads import Exits
+from exitwise.heads import Exits, Said
 from exitwise.stack import Family, Stack
 
 
@@ -69,34 +69,43 @@ class Learner(nn.Module):
                 hook.remove()
         return walked
 
-    def answers(self, walked: Walked) -> list[Tensor]:
-        """Logits (rows, classes) of every exit of a classifier, 1..n; those of depth n are the model's own."""
-        readout = self.family.readout
-        if not len(self.exits.heads) and readout is None:
+    def read(self, state: Tensor) -> Tensor:
+        """What the model's own head says of a state."""
+        if self.family.readout is None:
             raise FamilyError(f"Nothing reads a state of {type(self.model).__name__}. Give its family a `readout`, or exits with heads.")
+        return self.family.readout(self.model, state)
+
+    def said(self, walked: Walked) -> list[Said]:
+        """What the exits 1..n-1 of a classifier say."""
         early = walked.states[:-1]
         if len(self.exits.heads):
-            said = [head(state[:, 0]).logits for head, state in zip(self.exits.heads, early, strict=True)]
-        else:
-            assert readout is not None
-            said = [readout(self.model, state) for state in early]
-        return [*said, walked.out.logits]
+            return [head(state[:, 0]) for head, state in zip(self.exits.heads, early, strict=True)]
+        return [Said(state[:, 0], self.read(state)) for state in early]
+
+    def answers(self, walked: Walked) -> list[Tensor]:
+        """Logits (rows, classes) of every exit of a classifier, 1..n; those of depth n are the model's own."""
+        return [*(said.logits for said in self.said(walked)), walked.out.logits]
 
 
 Objective = Callable[[Learner, Labelled], Mapping[str, Tensor]]
 
 
-def answer_losses(answers: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """(exits,) loss of each exit: cross-entropy, or the squared error of a head with one class. Raises InputError for labels it lacks."""
+def each_loss(answers: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """(rows, exits) losses: cross-entropy, or the squared error of a head with one class. Raises InputError for labels that do not fit."""
     classes = answers[-1].shape[-1]
     if labels.dim() != 1 or len(labels) != len(answers[-1]):
         raise InputError(f"Labels of shape {tuple(labels.shape)} do not fit {len(answers[-1])} rows. Give one label for each row.")
     if classes == 1:
-        return torch.stack([F.mse_loss(logits[:, 0].float(), labels.float()) for logits in answers])
+        return torch.stack([F.mse_loss(logits[:, 0].float(), labels.float(), reduction="none") for logits in answers], 1)
     if labels.is_floating_point() or labels.dtype == torch.bool or not bool(((labels >= 0) & (labels < classes)).all()):
         given = sorted({round(float(v), 6) for v in labels})
         raise InputError(f"Labels {given[:8]} do not fit a head of {classes} classes. Allowed: the whole numbers 0..{classes - 1}.")
-    return torch.stack([F.cross_entropy(logits.float(), labels) for logits in answers])
+    return torch.stack([F.cross_entropy(logits.float(), labels, reduction="none") for logits in answers], 1)
+
+
+def answer_losses(answers: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """(exits,) mean over the rows of `each_loss`."""
+    return each_loss(answers, labels).mean(0)
 
 
 def weighed_by_depth(losses: Tensor) -> Tensor:
