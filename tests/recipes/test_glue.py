@@ -142,7 +142,7 @@ def test_the_whole_way_and_a_second_run_that_goes_on(tmp_path: Path, monkeypatch
             lines.append(" ".join([*filler, *["good" if label else "bad"] * 3]) + f"\t{label}")
         return "sentence\tlabel\n" + "\n".join(lines) + "\n"
 
-    data = files(tmp_path / "glue", sst2_train=rows(400), sst2_dev=rows(60))
+    data = files(tmp_path / "glue", sst2_train=rows(400), sst2_dev=rows(24))
     arguments = [
         str(model_folder(tmp_path / "model")),
         "--data",
@@ -157,7 +157,7 @@ def test_the_whole_way_and_a_second_run_that_goes_on(tmp_path: Path, monkeypatch
     assert set(run["methods"]) == {"deebert", "fastbert", "pabee", "berxit", "palbert"}
     assert run["summary"]["glue/sst2/full"] >= 80  # one word decides: a model that learnt nothing has 50
     for found in run["methods"].values():
-        assert found["fronts"]["dev"][0]["depth"] == 3.0 and sum(found["live"]["exits"]) == 60
+        assert found["fronts"]["dev"][0]["depth"] == 3.0 and sum(found["live"]["exits"]) == 24
         replayed = min(found["fronts"]["dev"], key=lambda p: abs(p["depth"] - found["live"]["depth"]))
         assert abs(replayed["depth"] - found["live"]["depth"]) < 0.3
     (kept,) = (tmp_path / "out").glob("*.json")
