@@ -101,6 +101,35 @@ class Reading:
         return sureness > limit if self.strict else sureness >= limit
 
 
+@dataclass(frozen=True)
+class Hindsight:
+    """A control, no rule that saves anything: all layers run, then each row answers at the first exit that says what the last one says.
+
+    Depths are those that would have been enough; calls, rows and work of the trace are what ran, which is everything.
+    """
+
+    def depths(self, rows: int, layers: int, step: int, dice: torch.Generator) -> list[int] | None:
+        return None
+
+    def may_leave(self, at: Step) -> bool:
+        return False
+
+    def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> Tensor:
+        raise KnobError("An oracle has no sureness and no threshold: there is nothing to record or to calibrate.")
+
+    def leaves(self, sureness: Tensor, at: Step, rows: Sequence[int]) -> Tensor:
+        raise AssertionError("hindsight is never asked on the way")
+
+
+def enough(answers: Sequence[Tensor]) -> list[int]:
+    """The first depth (1..n) whose answer is that of depth n, for each row; answers: logits (rows, classes) of the depths 1..n."""
+    if answers[-1].shape[1] < 2:
+        raise InputError("An oracle compares classes, but this head has one. Use a method for regression (patience).")
+    said = torch.stack([logits.argmax(-1) for logits in answers], 1)
+    depths: list[int] = ((said == said[:, -1:]).int().argmax(1) + 1).tolist()
+    return depths
+
+
 def certainty(view: View) -> Tensor:
     """One minus the entropy of the answer over its greatest value ln(classes), (rows,): uniform gives 0, one-hot 1.
 

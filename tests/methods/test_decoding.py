@@ -155,3 +155,23 @@ def test_a_candidate_that_the_model_cannot_say_is_refused() -> None:
         Engine(model, "deebert", decoder=0.5).choose([[11], [5000]], **inputs)
     with pytest.raises(KnobError, match="needs trained exits with ready"):
         Engine(model, "calm", decoder=0.5, measure="classifier")
+
+
+@pytest.mark.parametrize("case", ["t5", "whisper"])
+def test_the_oracle_says_what_the_model_says(case: str) -> None:
+    """Depths are the first layers whose read-out of the untouched model's states is that of the last; every layer runs."""
+    model, inputs = made(case)
+    tokens = forced_tokens(2)
+    want = logits(model, inputs, tokens)
+    family = Engine(model, "never").family
+    stack = next(s for s in family.stacks_of(model) if s.kind == "decoder")
+    calls = layer_outputs(list(stack.layers(model)), lambda: write(model, inputs, tokens))
+    states = torch.stack([torch.stack([call[:, -1] for call in seen], 1) for seen in calls])
+    with torch.no_grad():
+        said = family.readout(model, states).argmax(-1)  # type: ignore[misc]
+    depths = ((said == said[-1]).int().argmax(0) + 1).tolist()
+    engine = Engine(model, "oracle")
+    with engine.attached() as session:
+        got = logits(model, inputs, tokens)
+    assert session.trace.depth["decoder"].tolist() == depths and {d for row in depths for d in row} != {4}
+    assert torch.equal(got.argmax(-1), want.argmax(-1)) and session.trace.calls[stack.path] == 4 * len(depths[0])

@@ -132,8 +132,15 @@ def decide(engine: Engine, method: str) -> Any:
     return ready
 
 
-@pytest.mark.parametrize("method", READERS)
-@pytest.mark.parametrize("case", CLASSIFIERS)
+PAIRS = [
+    *(("bert", method) for method in READERS),
+    *((case, "deebert") for case in CLASSIFIERS[1:]),
+    ("albert", "palbert"),
+    ("vit", "pabee"),
+]
+
+
+@pytest.mark.parametrize(("case", "method"), PAIRS)
 def test_live_exits_are_those_of_a_slow_loop(case: str, method: str) -> None:
     engine, inputs = fitted(case, method)
     with torch.no_grad():
@@ -306,3 +313,28 @@ def test_what_does_not_fit_is_refused_with_a_way_out() -> None:
         Engine(made("bart")[0], "deebert", text=0.5)
     with pytest.raises(KnobError, match="needs a decoder"):
         Engine(model, "calm", decoder=0.5)
+
+
+def test_the_oracle_answers_at_the_first_exit_that_agrees() -> None:
+    """Every class is the untouched model's; depths are a slow loop's; what ran is everything, and the trace says so."""
+    for case, trained in (("deberta", True), ("albert", False)):
+        model, inputs = made(case)
+        inputs = more_rows(inputs, copies=9)
+        engine = Engine(model, "oracle", exits=exits_for(model, "deebert") if trained else None)
+        want = logits(model, inputs)
+        (stack,) = engine.family.stacks_of(model)
+        depths = []
+        for row in range(18):
+            final = int(want[row].argmax())
+            found, said = by_hand(engine, alone_rows(inputs, row), lambda _, said, final=final: int(said[-1].argmax()) == final)
+            depths += found
+        out = engine.run(**inputs)
+        assert out.trace.depth["text"].tolist() == depths and len(set(depths)) >= 3
+        assert torch.equal(out.logits.argmax(-1), want.argmax(-1)) and out.trace.rows[stack.path] == 18 * 6
+        _, answers = by_hand(engine, inputs, lambda _, said: False)
+        full = torch.tensor(depths) == 6
+        torch.testing.assert_close(out.logits[full], answers[full], **CLOSE)
+
+
+def alone_rows(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    return alone(inputs, row, strip=False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..criteria import Fixed, Rule, Step, last_real
 from ..errors import FamilyError
-from ..reading import Reading, View
+from ..reading import Hindsight, Reading, View, enough
 from ..stack import Stack
 from .cache import rows_tensor
 from .walk import Session, named, pick, plain_call, split_output
@@ -44,6 +44,7 @@ class Walker:
         self.sure = torch.full((of, layers), float("nan")) if session.plan.record else None
         self.memory: dict[str, Tensor] = {}
         self.view: View | None = None
+        self.seen: list[tuple[Tensor, Tensor]] = []
         session.answers.begin(of)
 
     @property
@@ -55,6 +56,8 @@ class Walker:
         """The state after `layer` (1-based) of the rows that walk; those that are ready leave with it."""
         at = Step(layer, self.at.layers, self.at.step, self.at.steps, self.at.tokens)
         before, self.state = self.state, after
+        if isinstance(self.rule, Hindsight):
+            return self._look_back(before, after, at)
         leave = self._ready(before, after, at)
         going = [i for i, out in enumerate(leave) if out]
         if not going:
@@ -105,17 +108,40 @@ class Walker:
         leave: list[bool] = self.rule.leaves(self._measure(before, after, at) if sure is None else sure, at, self.rows).tolist()
         return _in_groups(leave, min(self.group, len(leave)))
 
+    def _own_mask(self) -> Tensor | None:
+        """The mask of the rows that walk."""
+        if self.mask is None or len(self.rows) == self.of:
+            return self.mask
+        return self.mask.index_select(0, torch.tensor(self.rows, device=self.mask.device))
+
     def _measure(self, before: Tensor, after: Tensor, at: Step) -> Tensor:
-        mask = self.mask
-        if mask is not None and len(self.rows) != self.of:
-            mask = mask.index_select(0, torch.tensor(self.rows, device=mask.device))
+        mask = self._own_mask()
         if not isinstance(self.rule, Reading):
             return self.rule.sureness(before, after, mask)
-        plan = self.session.plan
-        decoder = self.stack.kind == "decoder"
-        place = 0 if not decoder else plan.place if plan.place is not None else -1 if mask is None else last_real(mask)
-        self.view = self.session.answers.view(self.stack, at, (before, after), place, self.memory, plan.candidates if decoder else None)
+        self.view = self._view(before, after, at, mask)
         return self.rule.measure(self.view)
+
+    def _view(self, before: Tensor, after: Tensor, at: Step, mask: Tensor | None) -> View:
+        plan, decoder = self.session.plan, self.stack.kind == "decoder"
+        place = 0 if not decoder else plan.place if plan.place is not None else -1 if mask is None else last_real(mask)
+        return self.session.answers.view(self.stack, at, (before, after), place, self.memory, plan.candidates if decoder else None)
+
+    def _look_back(self, before: Tensor, after: Tensor, at: Step) -> None:
+        """Notes what this exit says; after the last layer, each row gets the first state whose answer was the last one's."""
+        self.seen.append((after, self._view(before, after, at, self._own_mask()).logits))
+        if at.layer < at.layers:
+            return
+        depths = enough([logits for _, logits in self.seen])
+        size = min(self.group, len(depths))
+        for i, row in enumerate(self.rows):
+            depth = self.depth[row] = max(depths[i - i % size : i - i % size + size])
+            if self.result is None:
+                self.result = after.new_zeros((self.of, *after.shape[1:]))
+            state, logits = self.seen[depth - 1]
+            self.result[row] = state[i]
+            if depth < at.layers and self.session.answers.trained:
+                self.session.answers.leave([row], logits[i : i + 1])
+        self.rows = []
 
 
 def _in_groups(leave: list[bool], group: int) -> list[bool]:
