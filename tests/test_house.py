@@ -13,7 +13,7 @@ from exitwise import families, methods
 ROOT = Path(exitwise.__file__).parent
 FLOORS = [
     {"errors"},
-    {"register", "machine", "trace", "stack", "criteria"},
+    {"register", "machine", "trace", "stack", "criteria", "heads", "reading"},
     {"models", "train", "cost"},
     {"run"},
     {"calibrate", "method", "families"},

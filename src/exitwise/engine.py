@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from . import families, methods
+from . import families, heads, methods
 from .calibrate.budget import Calibration, Outcome, Quality, one_wish, search
 from .calibrate.front import spend
 from .calibrate.profile import ITEMS, prices_of
 from .calibrate.promised_runs import Asked, Loss, promised_runs
 from .criteria import Fixed
 from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError
-from .method import Method
+from .heads import Exits, Shape
+from .method import Method, answering
+from .reading import Reading
 from .run.walk import Plan, Session, attached
 from .stack import Family
 from .trace import Trace
@@ -58,21 +60,28 @@ class ChooseOutput(ModelOutput):
 class Engine:
     """A model that stops computing when its answer is ready.
 
-    model: any torch module whose layers a family describes (found by `config.model_type`, by structure, or passed as `family`).
-    method: a name
-    from `exitwise.methods.names()` or a Method; preset: one of its `presets`, such as what its paper says; knobs: its options, which go
-    before those of the preset. The model is not changed: it carries the exits only inside a verb or an
-    `attached()` block. Raises UnknownName, KnobError, FamilyError.
+    model: any torch module whose layers a family describes (found by `config.model_type`, by structure, or passed as `family`). method: a
+    name from `exitwise.methods.names()` or a Method; preset: one of its `presets`, such as what its paper says; knobs: its options, which
+    go before those of the preset. exits: trained heads and parts (see `fresh_exits`), which are put into evaluation mode. The model is not
+    changed: it carries the exits only inside a verb or an `attached()` block. Raises UnknownName, KnobError, FamilyError, and
+    FingerprintError for exits that do not fit the model.
     """
 
     def __init__(
-        self, model: nn.Module, method: str | Method = "mue", family: Family | None = None, preset: str | None = None, **knobs: Any
+        self,
+        model: nn.Module,
+        method: str | Method = "mue",
+        family: Family | None = None,
+        preset: str | None = None,
+        exits: Exits | None = None,
+        **knobs: Any,
     ) -> None:
         self.model = model
         self.method_name = method if isinstance(method, str) else "custom"
         self.method = methods.load(method) if isinstance(method, str) else method
         self.family_name, self.family = ("given", family) if family is not None else families.of(model)
         self._settings = self.method.settings({**self.method.preset(preset), **knobs})
+        self.exits = None if exits is None else self._fitting(exits)
         self.calibration: Calibration | None = None
         self._turn, self._record, self._proven = 0, False, self.family_name != families.DISCOVERED
         self.plan()  # a knob that does not fit the model is refused now, not in mid-run
@@ -91,6 +100,35 @@ class Engine:
     def streams(self) -> dict[str, str]:
         """stream -> 'encoder' or 'decoder'."""
         return {s: stack.kind for stack in self.family.stacks_of(self.model) for s in stack.streams}
+
+    def shape(self) -> Shape:
+        """What exits of this model must fit, from its configuration. Raises FamilyError where no single stream gives the answer."""
+        stream, config = answering(self.layers), getattr(self.model, "config", None)
+        width = getattr(config, "hidden_size", None)
+        if stream is None or width is None:
+            raise FamilyError(
+                f"Exits for {type(self.model).__name__} cannot be shaped: give `heads.Shape` to the method's `exits` yourself."
+            )
+        classes = int(getattr(config, "num_labels", 0)) if self.family.classifier_of(self.model) is not None else 0
+        return Shape(int(width), classes, self.layers[stream])
+
+    def fresh_exits(self, seed: int = 0) -> Exits:
+        """Untrained exits of the kind that the method wants, to be trained by its objective. Raises KnobError if it has none of its own."""
+        if self.method.exits is None:
+            raise KnobError(f"{self.method_name} trains no exits of its own: its rule reads the model's states, or its own head's answers.")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            exits = self.method.exits(self.shape())
+        exits.made_by = self.method_name
+        return exits.to(next(self.model.parameters()).device)
+
+    def _fitting(self, exits: Exits) -> Exits:
+        shape = self.shape() if getattr(self.model, "config", None) is not None else exits.shape
+        if exits.shape != shape or (len(exits.heads) and self.family.classifier_of(self.model) is None):
+            raise FingerprintError(
+                f"These exits are of {exits.shape}; {type(self.model).__name__} needs {shape}. Train exits for this model."
+            )
+        return exits.eval()
 
     def settings_dict(self) -> dict[str, Any]:
         """The method's knobs as they stand."""
@@ -116,8 +154,19 @@ class Engine:
         return other
 
     def plan(self) -> Plan:
-        """What a run will do."""
-        return self.method.plan(self._settings, self.layers)
+        """What a run will do. Raises KnobError where it needs trained parts that the engine was not given."""
+        plan = self.method.plan(self._settings, self.layers)
+        self._equipped(plan)
+        return plan
+
+    def _equipped(self, plan: Plan) -> None:
+        have = set() if self.exits is None else set(self.exits.parts)
+        for rule in plan.rules.values():
+            if isinstance(rule, Reading) and (rule.threshold < 1 or plan.record) and not have.issuperset(rule.needs):
+                raise KnobError(
+                    f"{self.method_name} needs trained exits with {', '.join(rule.needs)}. Train them (docs/adding-a-method.md) "
+                    "and pass Engine(..., exits=...), or load an engine that was saved with them."
+                )
 
     # -- running ----------------------------------------------------------------------------------------------------------------
 
@@ -133,12 +182,13 @@ class Engine:
         if steps is None:
             steps = (getattr(config, "max_new_tokens", None) or getattr(config, "max_length", None) or 20) if config is not None else 20
         plan = replace(self.plan(), steps=steps, record=record or self._record)
+        self._equipped(plan)
         plan = replace(plan, seed=plan.seed * 1_000_003 + self._turn)  # draws differ from run to run, and repeat with a new engine
         self._turn += 1
         if drop_ended and config is not None and config.eos_token_id is not None:
             ids = self.family.ends(self.model) if self.family.ends is not None else config.eos_token_id
             plan = replace(plan, ends=frozenset([ids] if isinstance(ids, int) else ids), pad=config.pad_token_id)
-        with attached(self.model, self.family, plan) as session:
+        with attached(self.model, self.family, plan, self.exits) as session:
             yield session
 
     def _prove(self, call: Callable[[], Any]) -> None:
@@ -195,8 +245,9 @@ class Engine:
         answers = torch.tensor([[*c, *[pad] * (longest - len(c))] for c in candidates], device=prompt.device)
         counts = torch.tensor([[i < len(c) for i in range(longest)] for c in candidates], device=prompt.device)
         tokens = torch.cat([prompt.repeat_interleave(count, 0), answers.repeat(rows, 1)], 1)
-        plan = replace(self.plan(), group=count)
-        with torch.no_grad(), attached(self.model, self.family, plan) as session:
+        first = {int(c[0]) for c in candidates}  # what can follow the prompt: reading rules judge these answers, where they differ at once
+        plan = replace(self.plan(), group=count, place=prompt.shape[1] - 1, candidates=tuple(sorted(first)) if len(first) > 1 else None)
+        with torch.no_grad(), attached(self.model, self.family, plan, self.exits) as session:
             encoded = model.get_encoder()(**{k: v for k, v in inputs.items() if not k.startswith("decoder_")})
             expanded = type(encoded)(**{k: _repeat(v, rows, count) for k, v in encoded.items()})
             mask = inputs.get("attention_mask")
@@ -288,11 +339,16 @@ class Engine:
     # -- keeping ----------------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write what was chosen and calibrated (never the base model) and the base's fingerprint to `folder`/exitwise.json."""
-        path = Path(folder)
+        """Write what was chosen and calibrated (never the base model) and the base's fingerprint to `folder`/exitwise.json.
+
+        Trained exits go beside it, into exits.safetensors.
+        """
+        path, base = Path(folder), fingerprint(self.model)
         path.mkdir(parents=True, exist_ok=True)
+        if self.exits is not None:
+            heads.save(self.exits, path, base)
         body = {
-            "format": FORMAT, "method": self.method_name, "settings": self._settings, "base": fingerprint(self.model),
+            "format": FORMAT, "method": self.method_name, "settings": self._settings, "base": base, "exits": self.exits is not None,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }  # fmt: skip
         part = path / (SETTINGS_FILE + ".part")
@@ -318,10 +374,26 @@ class Engine:
         if here != base:
             wrong = ", ".join(f"{k} {base.get(k)!r} -> {here[k]!r}" for k in here if here[k] != base.get(k))
             raise FingerprintError(f"These exits were saved for another model ({wrong}). Load that model, or calibrate anew.")
+        exits = _saved_exits(Path(folder), model, base) if body.get("exits") else None
         knobs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        engine = cls(model, kind, family, **knobs)
+        engine = cls(model, kind, family, exits=exits, **knobs)
         engine.calibration = None if body.get("calibration") is None else Calibration.from_dict(body["calibration"])
         return engine
+
+
+def _saved_exits(folder: Path, model: nn.Module, base: Any) -> Exits:
+    """The exits beside the settings, built by the file of the method that made them."""
+    saved = heads.read(folder)
+    if saved.base != base:
+        raise FingerprintError(
+            f"{saved.path} was trained on another model than the settings beside it were saved for. Copy both, or train anew."
+        )
+    build = methods.load(saved.made_by).exits
+    if build is None:
+        raise CheckpointError(
+            f"{saved.path} says that it is of {saved.made_by!r}, which trains no exits. Train the exits and save them again."
+        )
+    return saved.into(build(saved.shape)).to(next(model.parameters()).device)
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:

@@ -96,7 +96,13 @@ class DecoderWalk:
 
     # -- the layers -------------------------------------------------------------------------------------------------------------
 
-    def layer_handler(self, index: int) -> Callable[..., Any]:
+    def layer_handler(self, places: list[int]) -> Callable[..., Any]:
+        if len(places) > 1:
+            raise FamilyError(
+                f"A layer of {self.stack.path} runs {len(places)} times: a decoder's layer has keys and values for one run only."
+            )
+        (index,) = places
+
         def handle(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return self._layer(index, layer, named(layer, args, kwargs))
 
@@ -143,7 +149,7 @@ class DecoderWalk:
         live = list(range(rows)) if self.frontier is None else self._live(self.frontier, new)
         rule = plan.rules.get(self.stack.streams[0])
         state = hidden[:, -new:] if block > new else hidden
-        walker = Walker(self.session, rule, list(range(rows)), state, self._mask(new), self.layers, rows, step, self.session.plan.group)
+        walker = Walker(self.session, self.stack, rule, list(range(rows)), state, self._mask(new), self.layers, rows, step, plan.group)
         if len(live) < rows:
             walker.rows, walker.result = live, torch.zeros_like(state)
             walker.state = state.index_select(0, torch.tensor(live, device=state.device))

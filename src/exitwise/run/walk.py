@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from ..criteria import Rule
 from ..errors import AttachError, FamilyError, KnobError
+from ..heads import Exits
 from ..stack import Family, Stack, reach
 from ..trace import Trace
+from .answers import Answers, placed
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _BUSY: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -42,7 +44,8 @@ class Plan:
     group: so many decoder rows that follow each other (the candidates of one item) leave together.
     steps: most decoding steps there can be, for schedules. ends: token ids after which a row of a greedy batch is not computed any more.
     record: measure the similarity after every layer, whatever the rules need. keep_states: a decoder's
-    state of the last token after every layer is kept in `Session.states` (full depth only).
+    state of the last token after every layer is kept in `Session.states` (full depth only). place: the token of a decoder's block that
+    reading rules read, None for the last. candidates: the answers to which they restrict what they read.
     """
 
     rules: Mapping[str, Rule] = field(default_factory=dict)
@@ -59,12 +62,14 @@ class Plan:
     record: bool = False
     keep_states: bool = False
     seed: int = 0
+    place: int | None = None
+    candidates: tuple[int, ...] | None = None
 
 
 class Session:
     """One attachment: the plan, what the model was called with, and what happened."""
 
-    def __init__(self, model: nn.Module, family: Family, plan: Plan) -> None:
+    def __init__(self, model: nn.Module, family: Family, plan: Plan, exits: Exits | None = None) -> None:
         self.model, self.family, self.plan = model, family, plan
         self.dice = torch.Generator().manual_seed(plan.seed)
         self.listened: dict[str, Any] = {}
@@ -74,6 +79,11 @@ class Session:
         self.layers: dict[str, int] = {}
         self.states: list[Tensor] = []
         self.count = Trace()
+        self.answers = Answers(model, family, exits, self.head_ran)
+
+    def head_ran(self) -> None:
+        """A head was evaluated."""
+        self.count.head_calls += 1
 
     def worked(self, stack: Stack, rows: int, tokens: int) -> None:
         """A real call of one layer took place."""
@@ -166,10 +176,11 @@ def _carry(module: nn.Module, handler: Callable[..., Any]) -> Callable[[], None]
 
 
 @contextmanager
-def attached(model: nn.Module, family: Family, plan: Plan) -> Iterator[Session]:
+def attached(model: nn.Module, family: Family, plan: Plan, exits: Exits | None = None) -> Iterator[Session]:
     """The model carries exits inside this block, whoever calls it; afterwards it is restored exactly, also after an exception.
 
-    One thread at a time (others wait). Raises AttachError if this thread has attached the model already.
+    exits: trained heads and parts, where there are any. One thread at a time (others wait). Raises AttachError if this thread has attached
+    the model already.
     """
     from .decode import DecoderWalk
     from .encode import EncoderWalk
@@ -179,21 +190,24 @@ def attached(model: nn.Module, family: Family, plan: Plan) -> Iterator[Session]:
             raise AttachError(f"This {type(model).__name__} carries exits already. Leave the other `attached()` block first.")
         if plan.read_all and family.readout is None:
             raise FamilyError(f"The head of a {type(model).__name__} cannot read every layer: its family has no `readout`. Give it one.")
-        session, undo = Session(model, family, plan), []
+        session, undo = Session(model, family, plan, exits), []
+        classifier = None if exits is None else placed(model, family, exits)
         _BUSY.add(model)
         try:
             undo.append(_configured(model, plan.config))
             undo.append(model.register_forward_pre_hook(_listener(session), with_kwargs=True).remove)
             head = _head(model, family)
             if head is not None:
-                undo.append(head.register_forward_hook(_counter(session)).remove)
+                undo.append(head.register_forward_hook(lambda *_: session.head_ran()).remove)
+            if classifier is not None:
+                undo.append(classifier.register_forward_hook(session.answers.put).remove)
             for stack in family.stacks_of(model):
                 for path in stack.listen:
                     undo.append(reach(model, path).register_forward_pre_hook(_eavesdropper(session, path)).remove)
                 walk = (DecoderWalk if stack.kind == "decoder" else EncoderWalk)(session, stack)
                 undo.append(_carry(stack.owner_module(model), walk.owner_call))
-                for index, layer in enumerate(stack.layers(model)):
-                    undo.append(_carry(layer, walk.layer_handler(index)))
+                for layer, places in _places(stack.layers(model)):
+                    undo.append(_carry(layer, walk.layer_handler(places)))
             yield session
         finally:
             for step in reversed(undo):
@@ -237,16 +251,18 @@ def _head(model: nn.Module, family: Family) -> nn.Module | None:
     if family.head is not None:
         found: nn.Module = reach(model, family.head)
         return found
+    classifier = family.classifier_of(model)
+    if classifier is not None:
+        return classifier
     find: Any = getattr(model, "get_output_embeddings", None)
     head = find() if find is not None else None
     return head if isinstance(head, nn.Module) else None
 
 
-def _counter(session: Session) -> Callable[..., None]:
-    def count(*_: Any) -> None:
-        session.count.head_calls += 1
-
-    return count
+def _places(layers: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, list[int]]]:
+    """Each module once, with the places (from 0) at which it runs."""
+    for layer in dict.fromkeys(layers):
+        yield layer, [place for place, other in enumerate(layers) if other is layer]
 
 
 def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
