@@ -51,7 +51,7 @@ class Method:
     plan: Callable[[Settings, Mapping[str, int]], Plan]
     knobs: tuple[Knob, ...] = ()
     calibrated: tuple[str, ...] = ()
-    presets: Mapping[str, Settings] = field(default_factory=dict)
+    presets: Mapping[str, Settings] = field(default_factory=dict, hash=False)
 
     def preset(self, name: str | None, kind: str | None = None) -> dict[str, Any]:
         """The settings of a preset, for a kind of task where it has some of its own; none for None. Raises UnknownName."""

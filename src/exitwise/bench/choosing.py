@@ -45,7 +45,7 @@ def thresholds(
     margin: see `calibrate.budget.Bar`. confidence: promise it (`calibrate.promised`), for answers of one telling token only. Raises
     CalibrationError.
     """
-    by_ledger = tellable(asker, kind, items)
+    by_ledger = tellable(asker, kind, items) and replayable(engine)
     if confidence is not None and (margin or not by_ledger):
         raise CalibrationError(
             "A promise with a confidence is made for answers that their first token tells apart, and has no margin. "
@@ -67,6 +67,11 @@ def thresholds(
 def tellable(asker: Asker, kind: str, items: Sequence[Asked]) -> bool:
     """Whether the first token of every answer tells it apart, so that a ledger can hold them."""
     return kind == "answer" and all(asker.trie(one.item).first_tokens() is not None for one in items)
+
+
+def replayable(engine: Engine) -> bool:
+    """Whether a threshold is the same at every step, as a ledger takes it to be."""
+    return bool(engine.settings_dict().get("schedule", "static") == "static")
 
 
 def live(asker: Asker, kind: str, tick: Tick = lambda _: None, rows: int = 32) -> dict[str, Any]:
