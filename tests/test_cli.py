@@ -136,6 +136,22 @@ def test_run_chooses_among_candidates(unified, data):
     assert said["task"] == "answer" and said["answer"] in ("true", "false") and said["settings"]["decoder_scope"] == "last"
 
 
+def test_a_preset_is_that_of_the_kind_of_task_and_gives_way_to_set(unified, data, tmp_path):
+    image, exits = data / "answer" / "images" / "red.png", tmp_path / "exits"
+    asked = ("run", unified, "--image", image, "--preset")
+    wrote = parsed(*asked, "released", "--set", "batch=compact")["settings"]
+    assert (wrote["keys_values"], wrote["schedule"], wrote["batch"], wrote["image"]) == ("holes", "released", "compact", 1.0)
+    chose = parsed(*asked, "paper", "--prompt", "it is red true or false?", "--candidates", "true,false")["settings"]
+    assert (chose["decoder"], chose["schedule"], chose["decoder_scope"]) == (0.95, "static", "last")
+    assert "Did you mean 'paper'" in call(*asked, "papre", code=2).stderr
+    parsed("calibrate", unified, "--task", "answer", "--data", data / "answer", "--preset", "released", "--out", exits, "--keep", 0.1)
+    saved = json.loads((exits / "exitwise.json").read_text())["settings"]
+    assert (saved["schedule"], saved["batch"], saved["head"]) == ("static", "flat", "every layer")
+    again = ("--exits", exits, "--preset", "released")
+    assert "says them twice" in call("run", unified, "--image", image, *again, code=2).stderr
+    assert "says them twice" in call("bench", "--task", "answer", "--data", data / "answer", *again, code=2).stderr
+
+
 def test_run_with_models_of_others(tmp_path):
     tokenizer = train_tokenizer(TEXTS * 5, 300)
     torch.manual_seed(0)

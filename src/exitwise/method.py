@@ -58,7 +58,7 @@ class Method:
     plan: Callable[[Settings, Mapping[str, int]], Plan]
     knobs: tuple[Knob, ...] = ()
     calibrated: tuple[str, ...] = ()
-    presets: Mapping[str, Settings] = field(default_factory=dict)
+    presets: Mapping[str, Settings] = field(default_factory=dict, hash=False)
     exits: Callable[[Shape], Exits] | None = None
     objective: Objective | None = None
     frozen: bool = True

@@ -19,7 +19,7 @@ from ..calibrate.ledger import Ledger, sweep, thresholds_of
 from ..cost import etr
 from ..engine import Engine
 from .ask import Asked, Asker
-from .choosing import Tick, alone, ledger, live, tellable
+from .choosing import Tick, alone, ledger, live, replayable, tellable
 from .compare import best_at_cost
 
 GRID = 200  # thresholds looked at for a mean depth
@@ -65,6 +65,7 @@ class AtCost:
     ) -> None:
         self.asker, self.kind, self.items, self.tied, self.trials, self.tick = asker, kind, items, tied, trials, tick
         self.engine = engine.with_settings(**dict.fromkeys(self._streams(engine), NEVER))
+        self.least: int = engine.settings_dict().get("minimum", 1)
         self._runs: list[dict[str, Any]] = []
 
     @staticmethod
@@ -86,20 +87,20 @@ class AtCost:
             if target >= layers:
                 found[stream] = NEVER
                 continue
-            grid = thresholds_of(sure, layers, GRID)
-            found[stream] = min(grid, key=lambda t: abs(float(depths_at(sure, t).double().mean()) - target))
+            grid = thresholds_of(sure, layers, GRID, self.least)
+            found[stream] = min(grid, key=lambda t: abs(float(depths_at(sure, t, self.least).double().mean()) - target))
         return found
 
     @cached_property
     def _book(self) -> Ledger | None:
-        if not tellable(self.asker, self.kind, self.items):
+        if not (tellable(self.asker, self.kind, self.items) and replayable(self.engine)):
             return None
         return ledger(self.asker, self.engine, self.items, tick=self.tick)
 
     @cached_property
     def _sweep(self) -> list[dict[str, Any]]:
         assert self._book is not None
-        return sweep(self._book, tied=self.tied)
+        return sweep(self._book, minimum=self.least, tied=self.tied)
 
     @cached_property
     def _recorded(self) -> dict[str, Tensor]:
@@ -120,7 +121,9 @@ class AtCost:
     def _proposed(self, wanted: float) -> list[dict[str, float]]:
         """`trials` settings near the wanted cost by their foretold mean depths, spread over the depths of the encoder's streams."""
         layers = self.engine.layers
-        options = {s: proposals(self._recorded[s], layers[s], 1, SPREAD) for s in self._streams(self.engine) if s in self._recorded}
+        options = {
+            s: proposals(self._recorded[s], layers[s], self.least, SPREAD) for s in self._streams(self.engine) if s in self._recorded
+        }
         names = list(options)
         most = statistics.fmean(layers[s] for s in names if s != "decoder") + layers["decoder"]
         found: list[tuple[float, tuple[int, ...], dict[str, float]]] = []

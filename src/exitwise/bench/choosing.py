@@ -64,7 +64,7 @@ def thresholds(
 ) -> tuple[Engine, Calibration]:
     """The engine with the thresholds that are wished for on these items, and what was found. Raises CalibrationError."""
     one_class(kind, items)
-    if tellable(asker, kind, items):
+    if tellable(asker, kind, items) and replayable(engine):
         found = _by_ledger(asker, engine, items, wish, tick)
         engine = engine.with_settings(**found.settings)
         engine.calibration = found
@@ -115,6 +115,11 @@ def _by_ledger(asker: Asker, engine: Engine, items: Sequence[Asked], wish: Wish,
 def tellable(asker: Asker, kind: str, items: Sequence[Asked]) -> bool:
     """Whether the first token of every answer tells it apart, so that a ledger can hold them."""
     return kind == "answer" and all(asker.trie(one.item).first_tokens() is not None for one in items)
+
+
+def replayable(engine: Engine) -> bool:
+    """Whether a threshold is the same at every step, as a ledger takes it to be."""
+    return bool(engine.settings_dict().get("schedule", "static") == "static")
 
 
 def live(asker: Asker, kind: str, tick: Tick = lambda _: None, rows: int = 32) -> dict[str, Any]:

@@ -22,12 +22,7 @@ from .paper import Line, PaperTable
 from .ways import Way, engine_for
 
 MAIN, BASE, TINY, PLAIN, FUSED = "checkpoint", "base", "tiny", "without-layerwise", "without-decomposition"
-OTHERS = {
-    BASE: "the same size fine-tuned as OFA is, without MuE",
-    TINY: "a smaller model, fine-tuned for the same task",
-    PLAIN: "the model fine-tuned with the task loss on the last layer alone",
-    FUSED: "the model fine-tuned with MuE's loss and a fused encoder",
-}
+OTHERS = (BASE, TINY, PLAIN, FUSED)  # fine-tuned without MuE; smaller; without the layer-wise loss; with a fused encoder
 ABSENT = {
     "tiny": f"give a smaller model fine-tuned for this task with --{TINY}",
     "plain": f"give a model fine-tuned without the layer-wise loss with --{PLAIN}",

@@ -68,6 +68,7 @@ def bench(
     FOLDER holds images/ and a *.jsonl with one row a line:
       {"image": "a.jpg", "captions": ["a dog", "a brown dog"]}
       {"image": "b.png", "sentence": "There is a box.", "label": "true"}
+      {"image": "c.jpg", "hypothesis": "A dog runs.", "label": "neutral"}
 
     \b
     Example:

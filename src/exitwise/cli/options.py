@@ -28,7 +28,7 @@ Set = Annotated[
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Knobs under a name, before --set. For mue: corrected (the default), paper, or released (its code)."),
+    typer.Option(metavar="NAME", help="Knobs under a name. For mue: corrected (the default), paper, or released (its code)."),
 ]
 Exits = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Exits that `exitwise calibrate` or Engine.save wrote.")]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="The first N items only.")]
