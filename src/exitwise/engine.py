@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from . import families, methods
+from . import __version__, families, methods
 from .calibrate.budget import Calibration, Outcome, Quality, one_wish, search
 from .calibrate.front import spend
 from .calibrate.profile import ITEMS, prices_of
 from .calibrate.promised_runs import Asked, Loss, promised_runs
 from .criteria import Fixed
-from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError
+from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError, UnknownName
 from .method import Method
 from .run.walk import Plan, Session, attached
 from .stack import Family
@@ -289,7 +289,8 @@ class Engine:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         body = {
-            "format": FORMAT, "method": self.method_name, "settings": self._settings, "base": fingerprint(self.model),
+            "format": FORMAT, "version": __version__, "method": self.method_name, "settings": self._settings,
+            "base": fingerprint(self.model),
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }  # fmt: skip
         part = path / (SETTINGS_FILE + ".part")
@@ -315,7 +316,13 @@ class Engine:
         if here != base:
             wrong = ", ".join(f"{k} {base.get(k)!r} -> {here[k]!r}" for k in here if here[k] != base.get(k))
             raise FingerprintError(f"These exits were saved for another model ({wrong}). Load that model, or calibrate anew.")
-        engine = cls(model, kind, family, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        try:
+            engine = cls(model, kind, family, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        except (UnknownName, KnobError) as problem:
+            saved = body.get("version", "an earlier one")
+            raise CheckpointError(
+                f"{path} does not fit this version, {__version__} (saved by {saved}): {problem} Calibrate anew."
+            ) from None
         engine.calibration = None if body.get("calibration") is None else Calibration.from_dict(body["calibration"])
         return engine
 
