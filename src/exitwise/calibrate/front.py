@@ -149,7 +149,7 @@ class _Search:
     def foretold(self, stream: str, depth: Tensor) -> float:
         """What a row pays for these depths; ETR weighs the rows of an encoder and the steps of a decoder alike."""
         counted = ran_layers(depth, len(self.prices.layers[stream])).double()
-        counted /= counted[0] if self.prices.unit == "etr" else len(depth)
+        counted = counted / (float(counted[0]) if self.prices.unit == "etr" else len(depth))
         return self.prices.whole({stream: counted}) - self.prices.fixed
 
 
