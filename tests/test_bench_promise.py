@@ -28,7 +28,7 @@ def test_a_truth_by_hand():
 
 
 def test_promises_on_a_source_that_is_known():
-    """Nothing here may cost less than hindsight; most is promised; every procedure with every bound has its row."""
+    """What keeps its promise costs no less than hindsight (the command's grids differ a little); every pair has its row."""
     found = promise.simulate(source(2000, 0), ASKED)
     assert len(found["rows"]) == 13 and found["rows"][promise.COMMAND]["refused"] < 0.5
     assert all(row["over_hindsight"] >= 0.99 for name, row in found["rows"].items())
