@@ -31,7 +31,7 @@ def test_promises_on_a_source_that_is_known():
     """What keeps its promise costs no less than hindsight (the command's grids differ a little); every pair has its row."""
     found = promise.simulate(source(2000, 0), ASKED)
     assert len(found["rows"]) == 13 and found["rows"][promise.COMMAND]["refused"] < 0.5
-    assert all(row["over_hindsight"] >= 0.99 for name, row in found["rows"].items())
+    assert all(row["violations"] or row["over_hindsight"] >= 0.99 for row in found["rows"].values())
     assert found["violation_rate"] == max(row["violations"] for row in found["rows"].values()) <= 0.5
     assert found["cost_over_hindsight"] == found["rows"][promise.COMMAND]["cost"] / found["hindsight"]["cost"]
     assert found["recorded"] == 2000 and found["full"] == pytest.approx(found["right"] / 2000)
