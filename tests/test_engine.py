@@ -162,7 +162,18 @@ def test_save_and_load(tmp_path, pair):
     other, _ = ofa.tiny()
     with pytest.raises(FingerprintError, match="another model"):
         Engine.load(tmp_path / "saved", other)
-    path.write_text(path.read_text()[:40])
+    saved = json.loads(path.read_text())
+    for change, says in (
+        ({"settings": {**saved["settings"], "imago": 1.0}}, "'imago'"),
+        ({"settings": {**saved["settings"], "image": 3.0}}, "outside"),
+        ({"method": "mue2"}, "'mue2'"),
+        ({"calibration": {"keep": 0.9, "depth": 3}}, "another version"),
+        ({"format": 7}, "format 7"),
+    ):
+        path.write_text(json.dumps({**saved, **change}))
+        with pytest.raises(CheckpointError, match=says):
+            Engine.load(tmp_path / "saved", model)
+    path.write_text(json.dumps(saved)[:40])
     with pytest.raises(CheckpointError, match="damaged"):
         Engine.load(tmp_path / "saved", model)
     with pytest.raises(CheckpointError, match="not there"):

@@ -251,6 +251,6 @@ def test_the_page_says_what_the_code_does():
         row = [format(rows_needed(losses, risk, bound), ",") for losses, risk in spreads]
         assert f"| `{bound}` | {' | '.join(row)} |" in text
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.S | re.M)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), {})

@@ -21,6 +21,7 @@ def noise(seed: int, rows: int = 40, streams: dict[str, int] | None = None, deco
         values = torch.rand(*shape, generator=dice)
         values = (values * 8).round() / 8 if coarse else values
         values[torch.rand(*shape, generator=dice) < 0.05] = torch.nan
+        values[torch.rand(*shape, generator=dice) < 0.05] = 1.0000002  # a cosine that rounding took above 1
         values[..., :2, :] = torch.nan  # two rows were never measured
         return values
 

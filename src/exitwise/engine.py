@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from . import families, heads, methods
+from . import __version__, families, heads, methods
 from .calibrate.budget import Calibration, Outcome, Quality, one_wish, search
 from .calibrate.front import spend
 from .calibrate.profile import ITEMS, prices_of
 from .calibrate.promised_runs import Asked, Loss, promised_runs
 from .criteria import Fixed
-from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError
+from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError, UnknownName
 from .heads import Exits, Shape
 from .method import Method, answering
 from .reading import Reading
@@ -348,7 +348,8 @@ class Engine:
         if self.exits is not None:
             heads.save(self.exits, path, base)
         body = {
-            "format": FORMAT, "method": self.method_name, "settings": self._settings, "base": base, "exits": self.exits is not None,
+            "format": FORMAT, "version": __version__, "method": self.method_name, "settings": self._settings, "base": base,
+            "exits": self.exits is not None,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }  # fmt: skip
         part = path / (SETTINGS_FILE + ".part")
@@ -376,7 +377,13 @@ class Engine:
             raise FingerprintError(f"These exits were saved for another model ({wrong}). Load that model, or calibrate anew.")
         exits = _saved_exits(Path(folder), model, base) if body.get("exits") else None
         knobs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        engine = cls(model, kind, family, exits=exits, **knobs)
+        try:
+            engine = cls(model, kind, family, exits=exits, **knobs)
+        except (UnknownName, KnobError) as problem:
+            saved = body.get("version", "an earlier one")
+            raise CheckpointError(
+                f"{path} does not fit this version, {__version__} (saved by {saved}): {problem} Calibrate anew."
+            ) from None
         engine.calibration = None if body.get("calibration") is None else Calibration.from_dict(body["calibration"])
         return engine
 

@@ -219,6 +219,8 @@ def search(
         if len(tried) >= trials:
             break
         wanted = {**base, **settings}
+        if wanted == base:
+            break  # full depth, which is known
         known = next((t for t in tried if t["settings"] == wanted), None)
         if known is None and promised + luck <= 1.5 * bar.room + luck / 2:
             known = attempt(wanted)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..cost import etr
 from ..errors import CalibrationError
@@ -20,6 +21,7 @@ from .ledger import DECODER, Ledger, grid, thresholds_of
 from .prices import Prices, ran_layers
 from .replay import Floats, replay
 
+FINE = 15  # thresholds of a stream whose combinations are thought of, though few of them are run
 Point = dict[str, Any]  # settings, quality, cost (share of full depth's)
 
 
@@ -83,6 +85,15 @@ def _told(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Option:
+    """A threshold of one stream: what a row is thought to pay for the stream, and to lose."""
+
+    threshold: float
+    cost: float
+    loss: float
+
+
 @dataclass
 class _Search:
     """Live runs under a budget: what was run, and what it is thought that combinations cost and lose."""
@@ -100,6 +111,7 @@ class _Search:
         self.base: dict[str, float] = dict.fromkeys(streams, NEVER)
         self.full = self.run(dict(self.base), True)
         self.judge = judged(self.quality, self.full)
+        self.whole = self.prices.fixed
         self.best = float(marks_of(self.judge(self.full.outputs, self.rows), len(self.rows), 0.0).mean())
         return self.full.trace
 
@@ -119,13 +131,26 @@ class _Search:
         """Cost of a run as a share of full depth's."""
         return 1 - etr(trace) if self.prices.unit == "etr" else self.prices.of_trace(trace) / self.prices.of_trace(self.full.trace)
 
-    def foretold(self, depths: Mapping[str, Any]) -> float:
-        """The same, as depths of the full-depth pass foretell it."""
-        ran = {}
-        for stream, depth in depths.items():
-            counted = ran_layers(depth, len(self.prices.layers[stream])).double()
-            ran[stream] = counted / (counted[0] if self.prices.unit == "etr" else len(depth))  # ETR weighs rows and steps alike
-        return self.prices.whole(ran)
+    def alone(self, stream: str, sure: Tensor, layers: int, minimum: int, streams: int) -> list[_Option]:
+        """Thresholds of one stream, from full depth down: some are run, the losses of the others lie between."""
+        each = max(1, min(6, self.trials // 2 // streams))
+        depth, loss = [float(layers)], [0.0]
+        for threshold, mean in proposals(sure, layers, minimum, each + 1)[1:]:
+            if len(self.tried) < self.trials:
+                depth.append(mean)
+                loss.append(max(0.0, self.best - self.attempt({**self.base, stream: threshold})["quality"]))
+        options = []
+        for threshold, mean in proposals(sure, layers, minimum, FINE):
+            lost = float(np.interp(mean, depth[::-1], loss[::-1]))
+            options.append(_Option(threshold, self.foretold(stream, depths_at(sure, threshold, minimum)), lost))
+        self.whole += options[0].cost
+        return options
+
+    def foretold(self, stream: str, depth: Tensor) -> float:
+        """What a row pays for these depths; ETR weighs the rows of an encoder and the steps of a decoder alike."""
+        counted = ran_layers(depth, len(self.prices.layers[stream])).double()
+        counted = counted / (float(counted[0]) if self.prices.unit == "etr" else len(depth))
+        return self.prices.whole({stream: counted}) - self.prices.fixed
 
 
 def spend(
@@ -145,23 +170,14 @@ def spend(
     enough(len(rows), streams)
     search = _Search(run, rows, quality, prices, trials, progress)
     sure = search.begin(streams).sureness
-    each = max(1, min(6, trials // 2 // max(len(sure), 1)))
-    depths, loss = {}, {}
-    for stream in [s for s in streams if s in sure]:
-        for threshold, _ in proposals(sure[stream], streams[stream], minimum, each + 1):
-            if threshold < NEVER and len(search.tried) >= trials:
-                break
-            depths[stream, threshold] = depths_at(sure[stream], threshold, minimum)
-            alone = {**search.base, stream: threshold}
-            loss[stream, threshold] = 0.0 if threshold >= NEVER else search.best - search.attempt(alone)["quality"]
-    whole = search.foretold({s: depths[s, NEVER] for s in streams if s in sure})
+    lines = {s: search.alone(s, sure[s], streams[s], minimum, len(sure)) for s in streams if s in sure}
     combos = []
-    for choice in itertools.product(*([key for key in depths if key[0] == s] for s in streams if s in sure)):
-        share = search.foretold({key[0]: depths[key] for key in choice}) / whole
-        combos.append((share, sum(max(0.0, loss[key]) for key in choice), dict(choice)))
+    for choice in itertools.product(*lines.values()):
+        share = sum(option.cost for option in choice) + search.prices.fixed
+        combos.append((share / search.whole, sum(option.loss for option in choice), {s: o.threshold for s, o in zip(lines, choice)}))
     fitting = sorted((c for c in combos if c[0] <= budget), key=lambda c: (c[1], c[0]))
     for _, _, settings in [*fitting[: max(0, trials - len(search.tried) - 1)], min(combos, key=lambda c: c[0])]:
-        if len(search.tried) < trials:
+        if len(search.tried) < trials and settings != search.base:
             search.attempt({**search.base, **settings})
     points = [*search.tried, {"settings": search.base, "quality": search.best, "etr": etr(search.full.trace), "cost": 1.0}]
     best = _affordable(points, budget, prices)

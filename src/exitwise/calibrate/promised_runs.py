@@ -124,6 +124,8 @@ def _proposed(
     losses, risk, said = _losses(full, rows, asked, found.quality_full)
     mean = np.array([losses(full.outputs, outcome.outputs, rows).mean() for _, outcome in tried])
     cost = np.array([1 - etr(outcome.trace) for _, outcome in tried])
+    if not tried:
+        return _Proposed([], [], risk, said, losses, 0)
     ordered = [k for k in front(mean, cost).tolist() if mean[k] <= 1.5 * risk] or [int(mean.argmin())]
     left = asked.trials - len(tried)
     ordered = [ordered[k] for k in sorted({round(k) for k in np.linspace(0, len(ordered) - 1, min(left, len(ordered))).tolist()})]
@@ -179,8 +181,6 @@ def _told(
         return replace(
             said, setting=setting, observed=float(losses[setting].mean()), p_value=p_value, cost=proposed.cost[setting]
         )  # fmt: skip
-    counts = [
-        with_ordering(rows_needed(spread, proposed.risk, asked.bound, 1 - asked.confidence, asked.seed))
-        for spread in (np.zeros(1), losses[0])
-    ]
-    return replace(said, rows_if_lossless=counts[0], rows_if_alike=counts[1])
+    needed = [rows_needed(each, proposed.risk, asked.bound, 1 - asked.confidence, asked.seed) for each in (np.zeros(1), *losses.values())]
+    counts = [with_ordering(n) for n in needed[:2]]
+    return replace(said, rows_if_lossless=counts[0], rows_if_alike=counts[1] if losses else None)
