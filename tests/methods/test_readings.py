@@ -338,3 +338,20 @@ def test_the_oracle_answers_at_the_first_exit_that_agrees() -> None:
 
 def alone_rows(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
     return alone(inputs, row, strip=False)
+
+
+def test_depths_of_a_shared_layer_are_counted_anew_in_every_call() -> None:
+    model, inputs = made("albert")
+    with Engine(model, "static", text=3).attached() as session:
+        first, second = logits(model, inputs), logits(model, inputs)
+    assert torch.equal(first, second) and session.trace.depth["text"].tolist() == [3] * 4
+    assert list(session.trace.calls.values()) == [6]
+
+
+def test_a_deberta_with_a_convolution_between_layers_is_refused() -> None:
+    config = made("deberta")[0].config
+    config.conv_kernel_size = 3
+    from transformers import DebertaV2ForSequenceClassification
+
+    with pytest.raises(FamilyError, match="convolution between its layers 1 and 2"):
+        Engine(DebertaV2ForSequenceClassification(config), "never")
