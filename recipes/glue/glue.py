@@ -19,6 +19,7 @@ from glue_learn import SHARES, TUNED, School, full_answers, trained, tuned
 
 from exitwise import Engine
 from exitwise.bench import record
+from exitwise.errors import InputError
 
 KEEP = 0.99
 
@@ -43,6 +44,15 @@ def school_for(given: argparse.Namespace) -> tuple[School, dict[str, Encoded]]:
         return AutoModelForSequenceClassification.from_pretrained(given.model, num_labels=len(task.labels))
 
     return School(make, sets["train"], given.work / f"glue-{given.task}", 60 * given.minutes, given.seed), sets
+
+
+def begun(folder: Path, asked: dict[str, Any]) -> None:
+    """Notes what a folder was begun with. Raises InputError if it was begun with something else, whose checkpoints must not be taken."""
+    file = folder / "asked.json"
+    if file.exists() and (before := json.loads(file.read_text(encoding="utf-8"))) != asked:
+        raise InputError(f"{folder} was begun with {before}, and now {asked} is asked. Delete it, or give another --work.")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asked), encoding="utf-8")
 
 
 def judge(engine: Engine, sets: dict[str, Encoded], given: argparse.Namespace, full: dict[str, float]) -> dict[str, Any]:
@@ -71,9 +81,12 @@ def measure(run: dict[str, Any], given: argparse.Namespace, school: School, sets
             continue
         model, exits = trained(school, base, name)
         engines[name] = Engine(model, name, exits=exits)
-        found = judge(engines[name], sets, given, full)
-        found["macs_saved"] = 1 - found["live"]["macs"] / run["full"]["macs"]
-        run["methods"][name] = found
+        judged = school.folder / name / "judged.json"
+        if not judged.exists():
+            found = judge(engines[name], sets, given, full)
+            found["macs_saved"] = 1 - found["live"]["macs"] / run["full"]["macs"]
+            judged.write_text(json.dumps(found), encoding="utf-8")
+        found = run["methods"][name] = json.loads(judged.read_text(encoding="utf-8"))
         tell(f"{name}: depth {found['live']['depth']:.2f}, keeps {found['kept']:.4f}, saves {found['macs_saved']:.3f} of the MACs")
     best = min(run["methods"], key=lambda name: run["methods"][name]["calibrated"]["depth"])  # chosen on the calibration rows
     point = run["methods"][best]["calibrated"]
@@ -107,6 +120,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     school, sets = school_for(given)
+    begun(school.folder, {"model": str(given.model), "minutes": given.minutes, "seed": given.seed})
     config = {"task": given.task, "minutes": given.minutes, "keep": KEEP, "rows": {name: len(rows) for name, rows in sets.items()}}
     with record.run(given.out, f"glue-{given.task}", config, given.seed) as run:
         measure(run, given, school, sets)

@@ -302,16 +302,16 @@ class Engine:
     ) -> Calibration:
         """Choose the cheapest thresholds that keep `keep` of the full depth's quality on these rows; the engine takes them.
 
-        rows: any sequence; by default each is a dict of `generate`'s inputs for one item. predict: (engine, rows) -> (outputs,
-        trace), by default
-        `generate` row by row with `generate`'s arguments. quality: (outputs, rows) -> one figure, or one per row; higher is better,
-        by default 1.0 where the output equals the full-depth model's. margin: standard errors by which the share must be
-        kept (0: the mean alone; see `calibrate.budget.Bar`), which needs a figure per row. trials: most settings that are run. Cost is
-        one minus ETR.
+        rows: any sequence; by default each is a dict of the inputs for one item. predict: (engine, rows) -> (outputs, trace), by default
+        `generate` (or `run`, where the model does not generate) row by row with `generate`'s arguments. quality: (outputs, rows) -> one
+        figure, or one per row; higher is better, by default 1.0 where the output equals the full-depth model's. margin: standard errors by
+        which the share must be kept (0: the mean alone; see `calibrate.budget.Bar`), which needs a figure per row. trials: most settings
+        that are run. Cost is one minus ETR.
         confidence: promise it for new rows (`calibrate.promised_runs`; loss, scale and seed: see `Asked` there). budget: instead, the best
         quality at a mean cost of at most this share of full depth's; cost: 'etr', 'macs' or 'ms', measured on some of the rows.
         Raises CalibrationError for an empty or hopeless request.
         """
+        ruled = self.plan().rules  # a method may have a knob for a stream that it cannot judge in this model
         foretell: Predict = predict or (lambda engine, items: _predict(engine, items, generate))
 
         def run(changes: dict[str, Any], record: bool, items: Sequence[Any] = rows) -> Outcome:
@@ -321,7 +321,7 @@ class Engine:
             outputs, trace = foretell(engine, items)
             return Outcome(outputs, trace)
 
-        streams = {s: n for s, n in self.layers.items() if s in self.method.calibrated}
+        streams = {s: n for s, n in self.layers.items() if s in self.method.calibrated and s in ruled}
         minimum = self._settings.get("minimum", 1)
         one_wish(confidence, budget, margin)
         if confidence is not None:
@@ -430,7 +430,12 @@ def _traced(predict: Predict, row: Any, engine: Engine) -> Trace:
     return predict(engine, [row])[1]
 
 
-def _predict(engine: Engine, rows: Sequence[Any], generate: dict[str, Any]) -> tuple[list[list[int]], Trace]:
+def _predict(engine: Engine, rows: Sequence[Any], generate: dict[str, Any]) -> tuple[list[Any], Trace]:
+    """What the model writes; where it does not write, the class that it gives."""
+    if not getattr(engine.model, "can_generate", lambda: hasattr(engine.model, "generate"))():
+        runs = [engine.run(**row, **generate) for row in rows]
+        said = [(out.logits.argmax(-1) if out.logits.shape[-1] > 1 else out.logits).flatten().tolist() for out in runs]
+        return said, Trace.cat([out.trace for out in runs])
     outs = [engine.generate(**row, **generate) for row in rows]
     return [out.sequences[0].tolist() for out in outs if out.sequences is not None], Trace.cat([out.trace for out in outs])
 

@@ -62,7 +62,12 @@ class Exits(nn.Module):
 
 
 def save(exits: Exits, folder: Path, base: dict[str, Any]) -> Path:
-    """Write the exits (never the base) to `folder`/exits.safetensors, with their shape, their maker and the base's fingerprint."""
+    """Write the exits (never the base) to `folder`/exits.safetensors, with their shape, their maker and the base's fingerprint.
+
+    Raises CheckpointError for exits that do not name their maker, and so could not be built again.
+    """
+    if not exits.made_by:
+        raise CheckpointError("These exits do not say which method builds their kind. Set `made_by` to its name (`fresh_exits` does).")
     path = folder / EXITS_FILE
     about = {"shape": json.dumps(asdict(exits.shape)), "made_by": exits.made_by, "base": json.dumps(base)}
     part = path.with_name(path.name + ".part")

@@ -12,16 +12,14 @@ from torch import Tensor
 from exitwise import Engine
 from exitwise.heads import Exits
 
-Decide = Callable[[list[list[float]]], bool]
 
-
-def exits_for(model: Any, method: str, scale: float = 1.0) -> Exits:
+def exits_for(model: Any, method: str) -> Exits:
     """Random exits of a method's kind, with weights of a scale at which answers differ."""
     exits = Engine(model, method).fresh_exits(seed=3)
     dice = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for value in exits.parameters():
-            value.copy_(torch.randn(value.shape, generator=dice) * scale / value.shape[-1] ** 0.5)
+            value.copy_(torch.randn(value.shape, generator=dice) / value.shape[-1] ** 0.5)
     return exits
 
 

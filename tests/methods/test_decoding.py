@@ -175,3 +175,11 @@ def test_the_oracle_says_what_the_model_says(case: str) -> None:
         got = logits(model, inputs, tokens)
     assert session.trace.depth["decoder"].tolist() == depths and {d for row in depths for d in row} != {4}
     assert torch.equal(got.argmax(-1), want.argmax(-1)) and session.trace.calls[stack.path] == 4 * len(depths[0])
+
+
+def test_a_method_is_calibrated_for_the_stream_that_answers() -> None:
+    """An encoder-decoder has a text stream too, for which the method has a knob; nothing can be read there."""
+    model, inputs = made("t5")
+    engine = Engine(model, "deebert")
+    found = engine.calibrate([{k: v[:1] for k, v in inputs.items()}], keep=0.5, trials=3, max_new_tokens=3)
+    assert set(found.settings) == {"decoder"} and engine.settings_dict()["text"] == 1.0

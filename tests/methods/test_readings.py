@@ -17,6 +17,7 @@ from exitwise.errors import CheckpointError, FamilyError, FingerprintError, Inpu
 from exitwise.heads import Said, Shape
 from exitwise.methods import berxit, deebert, pabee
 from exitwise.reading import Reading, View, certain, certainty, entropy_threshold
+from exitwise.run.walk import Plan, attached
 
 READERS = ("deebert", "pabee", "fastbert", "berxit", "palbert")
 CLASSIFIERS = ("bert", "roberta", "distilbert", "deberta", "albert", "vit")
@@ -292,14 +293,7 @@ def test_what_does_not_fit_is_refused_with_a_way_out() -> None:
         Engine(model, "deebert", exits=wrong)
     with pytest.raises(FamilyError, match="classifier"):
         masked = made("bert-masked")[0]
-        exits = exits_for(model, "deebert")
-        exits.shape = Engine(masked, "deebert").shape()
-        with (
-            Engine(masked, "never").attached(),
-            __import__("exitwise.run.walk", fromlist=["attached"]).attached(
-                made("bert-masked")[0], Engine(masked).family, Engine(masked).plan(), exits
-            ),
-        ):
+        with attached(masked, Engine(masked).family, Plan(), exits_for(model, "deebert")):
             pass
     with pytest.raises(KnobError, match="needs trained exits with wrong"):
         Engine(model, "berxit", text=0.9)
@@ -338,3 +332,40 @@ def test_the_oracle_answers_at_the_first_exit_that_agrees() -> None:
 
 def alone_rows(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
     return alone(inputs, row, strip=False)
+
+
+def test_depths_of_a_shared_layer_are_counted_anew_in_every_call() -> None:
+    model, inputs = made("albert")
+    with Engine(model, "static", text=3).attached() as session:
+        first, second = logits(model, inputs), logits(model, inputs)
+    assert torch.equal(first, second) and session.trace.depth["text"].tolist() == [3] * 4
+    assert list(session.trace.calls.values()) == [6]
+
+
+def test_a_deberta_with_a_convolution_between_layers_is_refused() -> None:
+    config = made("deberta")[0].config
+    config.conv_kernel_size = 3
+    from transformers import DebertaV2ForSequenceClassification
+
+    with pytest.raises(FamilyError, match="convolution between its layers 1 and 2"):
+        Engine(DebertaV2ForSequenceClassification(config), "never")
+
+
+@pytest.mark.parametrize("method", ["deebert", "pabee"])
+def test_a_classifier_is_calibrated_as_it_is(method: str) -> None:
+    """Rows one by one, without a `predict`: the thresholds found keep the asked share of full depth's classes, and save something."""
+    model, inputs = made("vit")
+    inputs = more_rows(inputs, copies=9)
+    engine = Engine(model, method)  # the model's own head, so that early answers can be right
+    found = engine.calibrate([alone(inputs, row, strip=False) for row in range(18)], keep=0.6, trials=8)
+    assert found.quality_full == 1.0 and found.quality >= 0.6 and found.etr > 0
+    out = engine.run(**inputs)
+    same = out.logits.argmax(-1) == logits(model, inputs).argmax(-1)
+    assert float(same.double().mean()) == pytest.approx(found.quality) and (out.trace.depth["image"] < 6).any()
+
+
+def test_exits_that_do_not_name_their_maker_are_not_saved(tmp_path: Any) -> None:
+    model, _ = made("bert")
+    exits = methods.load("deebert").exits(Engine(model, "deebert").shape())  # type: ignore[misc]
+    with pytest.raises(CheckpointError, match="made_by"):
+        Engine(model, "deebert", exits=exits).save(tmp_path)

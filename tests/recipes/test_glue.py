@@ -165,4 +165,6 @@ def test_the_whole_way_and_a_second_run_that_goes_on(tmp_path: Path, monkeypatch
     steps = (tmp_path / "work" / "glue-sst2" / "tuned" / "log.jsonl").read_text()
     again = glue.main(arguments)
     assert (tmp_path / "work" / "glue-sst2" / "tuned" / "log.jsonl").read_text() == steps  # nothing was trained again
+    with pytest.raises(InputError, match="was begun with.*--work"):
+        glue.main([*arguments, "--seed", "1"])
     assert again["full"] == run["full"] and again["methods"]["pabee"]["live"] == run["methods"]["pabee"]["live"]
