@@ -1,7 +1,6 @@
 """A folder as a course: labels by hand, and a few steps that learn on every layer."""
 
 import json
-from random import Random
 
 import pytest
 import torch
@@ -9,9 +8,9 @@ from PIL import Image
 
 from exitwise.bench.course import Course
 from exitwise.bench.tasks import load
-from exitwise.errors import InputError
 from exitwise.models.ofa import OFAConfig, OFAForConditionalGeneration, OFAProcessor, train_tokenizer
 from exitwise.train import Settings, train
+from exitwise.train.recipe import Recipe
 
 TEXTS = ["what does the image describe?", "a red picture", "a blue picture", "it is red true or false?", "true", "false"]
 
@@ -44,7 +43,7 @@ def school(tmp_path_factory):
 def test_the_loss_is_asked_for_the_answer_and_the_end_only(school):
     root, _, processor = school
     task = load("answer", root / "answer")
-    lesson = Course(task, processor).lesson(list(task.items), Random(0))
+    lesson = Course(task, processor).lesson([0, 1])
     prompt, true = processor.tokens(["it is red true or false?"])[0], processor.tokens(["true"])[0]
     start, end = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
     wanted = [-100] * len(prompt) + [*true, end]
@@ -54,7 +53,7 @@ def test_the_loss_is_asked_for_the_answer_and_the_end_only(school):
 
 def test_a_few_steps_teach_every_layer(school, tmp_path):
     root, model, processor = school
-    course = Course(load("caption", root / "caption"), processor, rows=4, smoothing=0.0)
+    course = Course(load("caption", root / "caption"), processor, Recipe(rows=4, smoothing=0.0))
     with torch.no_grad():
         before = float(course.objective(model.eval(), course.batch(0))["loss"])
     train(model, course.batch, course.objective, Settings(folder=tmp_path, steps=160, lr=4e-3, warmup=10), course.validate)
@@ -67,10 +66,8 @@ def test_a_few_steps_teach_every_layer(school, tmp_path):
     assert len(right) == 3 and min(right) > 0.8
 
 
-def test_the_same_step_is_the_same_batch_and_empty_batches_are_refused(school):
+def test_the_same_step_is_the_same_batch(school):
     root, _, processor = school
     task = load("caption", root / "caption")
     one, two = Course(task, processor, seed=1).batch(3), Course(task, processor, seed=1).batch(3)
     assert torch.equal(one.labels, two.labels) and torch.equal(one.inputs["pixel_values"], two.inputs["pixel_values"])
-    with pytest.raises(InputError, match="0 rows"):
-        Course(task, processor, rows=0)

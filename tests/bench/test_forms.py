@@ -95,6 +95,7 @@ def test_a_large_tsv_is_not_held_in_memory(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
     "broken base64": ("caption", (*CAPTION[:4], RED[:40] + "*" + RED[41:]), "broken base64"),
+    "letters outside base64": ("caption", (*CAPTION[:4], RED[:40] + "****" + RED[40:]), "broken base64"),
     "cut base64": ("caption", (*CAPTION[:4], RED[:-3]), "broken base64"),
     "a cut image": ("caption", (*CAPTION[:4], text(jpeg(side=64)[:300])), "cannot be read"),
     "no image": ("caption", (*CAPTION[:4], text(b"no image at all")), "cannot be read"),
