@@ -223,7 +223,14 @@ def _export(pair: Unified, out: Path) -> bool:
 
 def _body(recipe: Recipe, lessons: Task, progress: Progress, out: Path, best: bool) -> dict[str, Any]:
     return {
-        "task": recipe.task, "items": len(lessons.items), "skipped": len(lessons.faults), "steps": progress.step,
-        "seconds": progress.used_s, "best": progress.best, "history": progress.history, "export": str(out / "export"), "exported": "best" if best else "last",
+        "task": recipe.task,
+        "items": len(lessons.items),
+        "skipped": len(lessons.faults),
+        "steps": progress.step,
+        "seconds": progress.used_s,
+        "best": progress.best,
+        "history": progress.history,
+        "export": str(out / "export"),
+        "exported": "best" if best else "last",
         "recipe": recipe.to_dict(),
-    }  # fmt: skip
+    }

@@ -50,4 +50,5 @@ def tune(
         model.model.stem.trainable = train_stem
         model.model.stem.requires_grad_(train_stem)
     if checkpoint_layers:
-        model.gradient_checkpointing_enable()
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # the older name
+        enable()
