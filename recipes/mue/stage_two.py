@@ -129,11 +129,12 @@ class Study:
         chosen, course = chosen_recipe(stage), self.course(stage, self.lessons, seed)
         tune(model, decomposed=True, dropout=chosen.dropout, drop_path=chosen.drop_path)
         settings = Settings(
-            folder=folder, steps=vars(self.size)[stage], lr=chosen.lr, warmup=5, betas=chosen.betas, weight_decay=chosen.weight_decay, clip=chosen.clip,
+            folder=folder, steps=vars(self.size)[stage], lr=chosen.lr, warmup=5, betas=chosen.betas,
+            weight_decay=chosen.weight_decay, clip=chosen.clip,
             seed=seed, log_every=5, save_every_s=30.0, learnt={**chosen.to_dict(), "items": len(self.lessons.items)},
         )  # fmt: skip
         train(model, course.batch, course.objective, settings)
-        file = folder / "cider.json"
+        file = folder / f"cider-{settings.steps}-{len(self.held.items)}.json"
         if not file.exists():
             file.write_text(json.dumps(judge(model, course, self.held.items)))
         found: list[float] = json.loads(file.read_text())
@@ -182,7 +183,8 @@ def main() -> int:
         return 0
     torch.set_num_threads(given.threads)
     size = Size(48, 24, 2, 2) if given.quick else Size()
-    write_karpathy(given.data, given.work, size)
+    work = given.work / "quick" if given.quick else given.work
+    write_karpathy(given.data, work, size)
     config = {
         "model": "shipped",
         "data": "flickr8k",
@@ -191,7 +193,7 @@ def main() -> int:
         "recipes": {s: chosen_recipe(s).to_dict() for s in STAGES},
     }
     with record.run(given.out, "ofa-stage2-quick" if given.quick else "ofa-stage2", config, given.seeds[0]) as run:
-        study = Study(given.work, size)
+        study = Study(work, size)
         found = {seed: study.seed(seed) for seed in given.seeds}
         run.update(result(found))
     if not given.quick:
