@@ -85,3 +85,10 @@ def test_the_linear_schedule_by_hand() -> None:
     assert rates[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0]) and rates[6] == pytest.approx(1.0)
     assert rates[53] == pytest.approx(0.5) and rates[100] == 0.0
     assert warmup_linear(0, 0.0, 0) == 1.0
+
+
+def test_broken_settings_are_named(tmp_path: Path) -> None:
+    train(network(), batches, objective, settings(tmp_path))
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(CheckpointError, match="settings.json is not what a training wrote"):
+        train(network(), batches, objective, settings(tmp_path))

@@ -7,6 +7,7 @@ import binascii
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
@@ -49,7 +50,7 @@ def unpacked(text: bytes) -> bytes:
 def decode(source: Source, where: str, hint: str = "") -> Image.Image:
     """The whole image. Raises InputError that begins with `where` and ends with `hint`."""
     try:
-        with Image.open(_opened(source)) as opened:
+        with _opened(source) as data, Image.open(data) as opened:
             opened.load()
             return opened.copy()
     except _UNREADABLE as error:
@@ -59,17 +60,20 @@ def decode(source: Source, where: str, hint: str = "") -> Image.Image:
 def check(source: Source, where: str, hint: str = "") -> None:
     """Raises the error that `decode` would, without decoding a JPEG whose head can be read and whose end is there."""
     try:
-        data = _opened(source)
-        with Image.open(data) as opened:
-            whole = opened.format == "JPEG" and data.getvalue().endswith(b"\xff\xd9")
-            if not whole:
+        with _opened(source) as data, Image.open(data) as opened:
+            if opened.format != "JPEG" or not _ended(data):
                 opened.load()
     except _UNREADABLE as error:
         raise _refused(source, where, error, hint) from error
 
 
-def _opened(source: Source) -> io.BytesIO:
-    return io.BytesIO(source.read_bytes() if isinstance(source, Path) else source.read())
+def _opened(source: Source) -> IO[bytes]:
+    return source.open("rb") if isinstance(source, Path) else io.BytesIO(source.read())
+
+
+def _ended(jpeg: IO[bytes]) -> bool:
+    jpeg.seek(-2, io.SEEK_END)
+    return jpeg.read() == b"\xff\xd9"
 
 
 def _refused(source: Source, where: str, error: BaseException, hint: str) -> InputError:

@@ -52,7 +52,7 @@ def train(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any value of a recipe, such as drop_path=0. May be repeated.")
     ] = None,
     split: options.Split = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Updates. Give steps, epochs, seconds or several: what ends first.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates, instead of epochs. With seconds too: what ends first.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Times that all texts (stage two: images) are seen.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Time of training.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate. Without it or a recipe: 0.0001.")] = None,
@@ -93,6 +93,8 @@ def train(
     asked = Asked(model, data, split, validation, skip_bad, seed)
     ends = {"steps": steps, "seconds": seconds, "warmup": warmup, "patience": patience, "validate_every_s": validate_every, "bf16": bf16}
     done = _trained(chosen, asked, out, ends)
+    if done is None:
+        return
     if as_object:
         as_json(done)
     else:
@@ -135,8 +137,8 @@ def _recipe(name: str | None, task: str | None, values: list[str] | None, flags:
     return found
 
 
-def _trained(recipe: Recipe, asked: Asked, out: Path, ends: dict[str, Any]) -> dict[str, Any]:
-    """Trains and exports; what is said about it."""
+def _trained(recipe: Recipe, asked: Asked, out: Path, ends: dict[str, Any]) -> dict[str, Any] | None:
+    """Trains and exports; what is said about it, by the first of several processes."""
     import torch
     from accelerate import PartialState
 
@@ -161,8 +163,7 @@ def _trained(recipe: Recipe, asked: Asked, out: Path, ends: dict[str, Any]) -> d
         for fault in lessons.faults:
             note(f"left out: {fault.where}: {fault.what}")
     progress = fit(pair.model, course.batch, course.objective, settings, exam)
-    best = _export(pair, out) if state.is_main_process else False
-    return _body(recipe, lessons, progress, out, best)
+    return _body(recipe, lessons, progress, out, _export(pair, out)) if state.is_main_process else None
 
 
 TUNED = ("decomposed", "dropout", "attention_dropout", "drop_path", "freeze_embeddings", "train_stem", "checkpoint_layers")
@@ -177,15 +178,14 @@ def _course(recipe: Recipe, task: Task, pair: Unified, seed: int, share: tuple[i
 
 def _settings(recipe: Recipe, course: Course, asked: Asked, out: Path, ends: dict[str, Any]) -> Settings:
     """The loop's settings: of the recipe, and of what ends the run."""
-    import json
-
     from ..train import Settings
+    from ..train.checkpoint import kept
 
     processes = course.share[1]
     steps = ends["steps"] or recipe.updates(course.visits(), processes)
-    warmup, kept = ends["warmup"], out / "settings.json"
-    if warmup is None and kept.is_file():
-        warmup = json.loads(kept.read_text(encoding="utf-8")).get("warmup")  # a run that goes on may be given more steps
+    warmup = ends["warmup"]
+    if warmup is None:
+        warmup = kept(out).get("warmup")  # a run that goes on may be given more steps
     if warmup is None and recipe.warmup_share is not None and steps:
         warmup = round(recipe.warmup_share * steps)
     if warmup is None:

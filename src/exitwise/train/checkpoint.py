@@ -23,20 +23,28 @@ AVERAGE = "average.safetensors"
 FREE = {"folder", "seconds", "steps", "log_every", "save_every_s", "validate_every_s", "patience"}  # a resumed run may change them
 
 
+def kept(folder: Path) -> dict[str, Any]:
+    """The settings of the run whose checkpoint the folder holds; empty without one. Raises CheckpointError for a broken file."""
+    file = folder / "settings.json"
+    if not (file.exists() and (folder / "state.pt").exists()):
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file} is not what a training wrote ({error}). Give another folder.") from error
+    return found if isinstance(found, dict) else {}
+
+
 def same(settings: Settings) -> None:
     """Raises CheckpointError where the folder holds a checkpoint of another configuration, and names what differs. Nothing is written."""
-    file = settings.folder / "settings.json"
-    if not (file.exists() and (settings.folder / "state.pt").exists()):
+    was = _flat(kept(settings.folder))
+    if not was:
         return
-    try:
-        kept = _flat(json.loads(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise CheckpointError(f"{file} is not what a training wrote ({error}). Give another folder.") from error
     asked = _flat(json.loads(json.dumps(asdict(settings), default=str)))
-    unlike = [f"{name} was {kept[name]!r} and is {asked[name]!r}" for name in kept if name in asked and kept[name] != asked[name]]
-    gone = [f"{name} was {kept[name]!r} and is not given" for name in kept if name not in asked]
-    come = [f"{name} is {asked[name]!r} and was not given" for name in asked if name not in kept and name.startswith("learnt.")]
-    if faults := unlike + gone + (come if any(name.startswith("learnt.") for name in kept) else []):
+    unlike = [f"{name} was {was[name]!r} and is {asked[name]!r}" for name in was if name in asked and was[name] != asked[name]]
+    gone = [f"{name} was {was[name]!r} and is not given" for name in was if name not in asked]
+    come = [f"{name} is {asked[name]!r} and was not given" for name in asked if name not in was and name.startswith("learnt.")]
+    if faults := unlike + gone + (come if any(name.startswith("learnt.") for name in was) else []):
         raise CheckpointError(
             f"{settings.folder} holds a run of another configuration: {'; '.join(faults)}. Nothing was changed. Go on with the same "
             "configuration, or give another folder."
