@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ def test_the_judge_is_the_metric_and_misses_an_end(school: School) -> None:
     assert judge(said, False, 0) < judge(said, True, 0)
 
 
+def test_rows_of_one_image_are_judged_by_all_its_captions(school: School) -> None:
+    task = school[0]
+    rows = [replace(item, references=(text,)) for item in task.items for text in item.references]
+    judge, whole = Judge(Task("caption", task.file, tuple(rows))), Judge(task)
+    for text in ("a red picture of nothing", "one red picture"):
+        assert judge(text, True, 1) == judge(text, True, 0) == whole(text, True, 0) > 0
+
+
 def test_the_loss_is_made_of_its_parts(school: School) -> None:
     task, model, processor = school
     recipe = Recipe(rows=2, reward=True, samples=3, longest=6, ce_weight=0.25, reward_weights="last")
@@ -61,7 +70,7 @@ def test_the_loss_is_made_of_its_parts(school: School) -> None:
     both = with_both.objective(model, lesson)
     torch.manual_seed(3)
     one = alone.objective(model, lesson)
-    assert float(both["loss"] - one["loss"]) == pytest.approx(0.25 * float(both["cross_entropy"]), abs=1e-5)
+    assert float((both["loss"] - one["loss"]).detach()) == pytest.approx(0.25 * float(both["cross_entropy"].detach()), abs=1e-5)
     assert "cross_entropy" not in one and float(both["reward"]) == float(one["reward"]) >= 0
 
 

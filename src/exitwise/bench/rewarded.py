@@ -18,6 +18,7 @@ from exitwise.train.reward import rewarded, taught, write
 
 from .course import Course, Lesson, Look, device_of
 from .metrics import CiderScorer
+from .pictures import Source
 from .tasks import Task
 
 END = " endofcaption"  # judged like a word, as in OFA's training: or a text that stops in mid-phrase would cost nothing
@@ -25,14 +26,20 @@ SCALE = 100.0  # from the scorer's figures to CIDEr's usual 0 to 10
 
 
 class Judge:
-    """CIDEr-D of texts for the items of a task, 0 to 10, with the document frequencies of that task."""
+    """CIDEr-D of texts for the items of a task, 0 to 10, with the document frequencies of that task. Items with the same image (a file with
+    one caption a row) are judged by all its captions."""
 
     def __init__(self, task: Task) -> None:
-        self.scorer = CiderScorer([[f"{text.rstrip(' .')}{END}" for text in item.references] for item in task.items])
+        captions: dict[Source, list[str]] = {}
+        for item in task.items:
+            captions.setdefault(item.image, []).extend(f"{text.rstrip(' .')}{END}" for text in item.references)
+        numbers = {image: number for number, image in enumerate(captions)}
+        self.places = [numbers[item.image] for item in task.items]
+        self.scorer = CiderScorer(list(captions.values()))
 
     def __call__(self, text: str, ended: bool, place: int) -> float:
-        """ended: whether the text came to its end, or was cut."""
-        return self.scorer.score(f"{text.strip()}{END if ended else ''}", place) / SCALE
+        """ended: whether the text came to its end, or was cut. place: of the item in the task."""
+        return self.scorer.score(f"{text.strip()}{END if ended else ''}", self.places[place]) / SCALE
 
 
 class Rewarded(Course):

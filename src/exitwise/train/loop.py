@@ -46,10 +46,10 @@ def train(
     """Trains `model` in place and returns the progress. A folder with a checkpoint is resumed.
 
     batches: number -> batch, the same for the same number, so that a resumed run sees what an unbroken one would; step n takes the batches
-    from n * accumulate on. objective: (model, batch)
-    -> mapping with "loss" and anything else to log. Under `accelerate launch` each process calls both for its own share, and gradients
-    are averaged. validate: model -> mapping with "loss"; called in eval mode without gradients.
-    on_save is called at each checkpoint, for an export of one's own.
+    from n * accumulate on. objective: (model, batch) -> mapping with "loss" and anything else to log. Under `accelerate launch` each
+    process calls both for its own share, and gradients are averaged. validate: model -> mapping with "loss"; called in eval mode without
+    gradients. on_save is called at each checkpoint, for an export of one's own. Raises CheckpointError where the folder holds another
+    model's checkpoint, or one of another configuration: see `checkpoint.same`.
     """
     same(settings)
     accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no", cpu=not torch.cuda.is_available())
