@@ -102,6 +102,22 @@ def test_entailment_by_recipe_is_trained_decomposed_and_judged_with_its_prompt(u
     assert "accuracy" in found.stdout
 
 
+@pytest.mark.parametrize("command", ["train", "calibrate", "bench"])
+def test_each_command_adds_the_caption_where_it_is_asked(command, unified, data, tmp_path):
+    """A row without one shows who looks for it."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    fields = (data / "ve" / "snli_ve_dev.tsv").read_text().splitlines()[0].split("\t")
+    (bare / "a.tsv").write_text("\t".join((*fields[:4], "", fields[5])) + "\n")
+    args = {
+        "train": ["train", unified, "--steps", 1, "--out", tmp_path / "out"],
+        "calibrate": ["calibrate", unified, "--out", tmp_path / "out"],
+        "bench": ["bench", "--model", unified, "--out", tmp_path / "out", "--exits", tmp_path / "none"],
+    }
+    result = call(*args[command], "--task", "answer", "--data", bare, "--add-caption", code=2)
+    assert "a.tsv:1: the caption for 0 is empty" in result.stderr
+
+
 def test_captions_go_through_both_stages(unified, data, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     said = parsed("train", unified, "--recipe", "mue-coco-caption", "--data", data / "coco", "--out", one, "--steps", 2, "--set", "batch=2")

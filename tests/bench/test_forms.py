@@ -97,7 +97,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
     "broken base64": ("caption", (*CAPTION[:4], RED[:40] + "*" + RED[41:]), "broken base64"),
     "letters outside base64": ("caption", (*CAPTION[:4], RED[:40] + "****" + RED[40:]), "broken base64"),
     "cut base64": ("caption", (*CAPTION[:4], RED[:-3]), "broken base64"),
-    "a cut image": ("caption", (*CAPTION[:4], text(jpeg(side=64)[:300])), "cannot be read"),
+    "a cut image": ("caption", (*CAPTION[:4], text(jpeg(side=64)[:-20])), "cannot be read"),
     "no image": ("caption", (*CAPTION[:4], text(b"no image at all")), "cannot be read"),
     "an empty image": ("caption", (*CAPTION[:4], ""), "column of the image is empty"),
     "missing columns": ("caption", CAPTION[:4], "4 columns. A caption's row has 5: id, image id, caption, labels of objects, image"),

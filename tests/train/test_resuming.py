@@ -70,6 +70,8 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
     train(small, batches, objective, settings(tmp_path / "small", accumulate=3, steps=4))
     train(large, lambda n: torch.cat([batches(3 * n + k) for k in range(3)]), objective, settings(tmp_path / "large", steps=4))
     assert torch.allclose(small.weight, large.weight, atol=1e-6) and not torch.equal(small.weight, network().weight)  # fp32, another order
+    norms = [[json.loads(line)["norm"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("small", "large")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)  # Adam forgives a scale; clipping does not
 
 
 def test_a_schedule_or_a_number_that_there_is_not_is_refused(tmp_path: Path) -> None:
