@@ -183,9 +183,15 @@ def test_train_learns_exports_and_resumes(taught, unified, data):
     spoken = {c: parsed("run", out / "export", "--image", data / "caption" / "images" / f"{c}.png")["answer"] for c in ("red", "blue")}
     assert all("picture" in text for text in spoken.values())
     again = parsed(
-        "train", unified, "--task", "caption", "--data", data / "caption", "--split", "train", "--out", out, "--steps", 62, "--rows", 4
-    )
+        "train", unified, "--task", "caption", "--data", data / "caption", "--split", "train", "--out", out, "--steps", 62, "--rows", 4,
+        "--lr", 4e-3,
+    )  # fmt: skip
     assert again["steps"] == 62
+    weights = (out / "export" / "model.safetensors").read_bytes()
+    refused = call("train", unified, "--task", "caption", "--data", data / "caption", "--split", "train", "--out", out, "--steps", 63,
+                   "--rows", 2, "--lr", 1e-3, code=2)  # fmt: skip
+    assert "lr was 0.004 and is 0.001" in refused.stderr and "learnt.rows was 4 and is 2" in refused.stderr
+    assert (out / "export" / "model.safetensors").read_bytes() == weights
 
 
 def test_the_best_weights_of_a_validation_are_exported(unified, data, tmp_path):

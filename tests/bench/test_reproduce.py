@@ -195,7 +195,7 @@ def entailment(root, **changes):
 
 def test_d6_puts_the_caption_into_the_prompt_when_asked(tmp_path):
     folder = entailment(tmp_path)
-    plain, told = (tasks.load("answer", folder, "test", caption_in_prompt=flag).items[0] for flag in (False, True))
+    plain, told = (tasks.load("answer", folder, "test", add_caption=flag).items[0] for flag in (False, True))
     assert plain.prompt == 'does the image describe " a man made person sleeps. "?'
     assert told.prompt == 'can image and text1 " a man runs " imply text2 " a man made person sleeps. "?'
     assert plain.references == told.references == ("no",) and plain.candidates == ("yes", "maybe", "no")
@@ -208,7 +208,7 @@ def test_d6_puts_the_caption_into_the_prompt_when_asked(tmp_path):
 ])  # fmt: skip
 def test_d6_comes_with_the_released_preset_or_its_own_flag(tmp_path, preset, flag, caption, told):
     data = reproduce.data_of("answer", str(entailment(tmp_path, caption=caption)), "test", None, None, False, flag, preset)
-    assert data.caption_in_prompt is told
+    assert data.add_caption is told
     assert all(item.prompt.startswith("can image" if told else "does the image") for task in (data.task, data.held) for item in task.items)
 
 

@@ -3,7 +3,7 @@
 Judged on the embedded sample, and, where .data/ holds them, on the held-out splits of Flickr8k and NLVR that
 recipes/shipped/splits.json names.
 A step that fails is recorded and does not stop the others. `--only ofa` means ofa-speed, ofa-load and ofa-parts.
-Run: python -m exitwise.bench [--only demo,caption,answer,speed,front,promise,ofa] [--repeats 9]
+Run: python -m exitwise.bench [--only demo,caption,answer,speed,front,promise,ofa,training] [--repeats 9]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from ..engine import Engine
 from ..models import shipped_path
-from . import fronts, ofa, promise, record, recording, speed, table, tasks
+from . import fronts, ofa, promise, record, recording, speed, table, tasks, training
 from .ask import Asker, load_pair
 from .demo import KEEP
 from .measure import Setup, judge_on
@@ -98,6 +98,12 @@ def about_ofa(out: Path, summary: Summary, repeats: int) -> dict[str, Callable[[
     return {name: partial(figure, key, found, config, measure, out, summary) for name, key, found, config, measure in asked}
 
 
+def fitting(out: Path, summary: Summary, repeats: int) -> None:
+    """What the layer-wise loss costs in a training step at OFA-Tiny's shape, 480 px, the stem left out."""
+    run = training.measure(out, training.Shape(), repeats)
+    summary["ofa/train_time_ratio"], summary["ofa/train_memory_ratio"] = run["time_ratio"], run["memory_ratio"]
+
+
 def _figures(summary: Summary, key: str, run: dict[str, Any]) -> None:
     rows = {row["key"]: row for row in run["rows"]}
     ours, kind = rows["mue"], run["task"]["kind"]
@@ -121,6 +127,7 @@ def steps(out: Path, summary: Summary, repeats: int, beams: int) -> dict[str, Ca
         "speed": lambda: timing(out, summary, repeats),  # before the others, whose memory would slow the clock
         "front": lambda: whole_front(out, summary, repeats),
         **about_ofa(out, summary, repeats),
+        "training": lambda: fitting(out, summary, repeats),
     }
     for kind in tasks.KINDS:
         folder = HELDOUT / kind
@@ -138,7 +145,7 @@ def main() -> int:
     """Runs the steps; 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--only", help="names of steps, with commas: demo, caption, answer, speed, front, promise, ofa")
+    parser.add_argument("--only", help="names of steps, with commas: demo, caption, answer, speed, front, promise, ofa, training")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--beams", type=int, default=1, help="beams of the held-out captions")
     given = parser.parse_args()

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from ..models.ofa.images import nearest_grid
 from ..models.ofa.trie import Trie
 from ..trace import Trace
 from .metrics import Interval, bootstrap, cider
+from .pictures import Source
 from .tasks import Item
 
 LONGEST = 20
@@ -50,8 +50,8 @@ class Asker:
 
     def prepare(self, items: Sequence[Item], tick: Callable[[], None] = lambda: None, rows: int = 8) -> list[Asked]:
         """Decode each image and run the stem on it once, `rows` of one shape together. Raises InputError that names the item."""
-        found: dict[Path, tuple[Tensor, Tensor, tuple[int, int]]] = {}
-        waiting: dict[tuple[int, int], list[tuple[Path, Tensor]]] = {}
+        found: dict[Source, tuple[Tensor, Tensor, tuple[int, int]]] = {}
+        waiting: dict[tuple[int, int], list[tuple[Source, Tensor]]] = {}
 
         def flush(grid: tuple[int, int]) -> None:
             files, pixels = zip(*waiting.pop(grid), strict=True)
@@ -60,7 +60,7 @@ class Asker:
             for row, file in enumerate(files):
                 found[file] = pixels[row], features[row : row + 1], grid
 
-        seen: set[Path] = set()
+        seen: set[Source] = set()
         for item in items:
             tick()
             if item.image in seen:  # several questions about one picture

@@ -32,7 +32,7 @@ def sentences(run: Mapping[str, Any]) -> list[str]:
 
 def _data(run: Mapping[str, Any]) -> list[str]:
     task, theirs = run["task"], paper.read("mue")["data"][run["task"]["kind"]]
-    told = "in" if run["config"]["caption_in_prompt"] else "not in"
+    told = "in" if run["config"]["add_caption"] else "not in"
     out = [
         f"Data: {task['items']} items of {task['folder']}, split {task['split']}; the paper's are {theirs['name']}, {theirs['test']}. "
         "Unless these are the same, compare shares of full depth, not figures."

@@ -25,6 +25,7 @@ from .choosing import Tick
 from .compare import ratio
 from .journal import Journal
 from .metrics import bleu, bootstrap
+from .pictures import Source
 from .ways import Request, Way, choose, histogram, kept
 
 READINGS = {"streams": "mean", "deepest": "max", "tokens": "tokens"}
@@ -59,6 +60,7 @@ def judge(
     calibration: str | Path | None = None,
     limit: int | None = None,
     skip_bad: bool = False,
+    add_caption: bool = False,
     **setup: Any,
 ) -> dict[str, Any]:
     """Judge a unified model on FOLDER's split (None: the embedded test sample) at full depth and with exits; one JSON run.
@@ -66,11 +68,11 @@ def judge(
     Thresholds are chosen on `calibration` (a folder, or a split of FOLDER; default the embedded calibration sample). setup: fields of
     `Setup`. Returns the record, which is written under `out` too. Raises InputError for data that cannot be used.
     """
-    task = tasks.sample(kind, "test") if folder is None else tasks.load(kind, folder, split, skip_bad, limit)
+    task = tasks.sample(kind, "test") if folder is None else tasks.load(kind, folder, split, skip_bad, limit, add_caption=add_caption)
     asked = Setup(**setup)
     held = None
     if asked.exits is None:
-        held = tasks.sample(kind, "calibration") if calibration is None else _calibration(kind, folder, calibration, skip_bad)
+        held = tasks.sample(kind, "calibration") if calibration is None else _calibration(kind, folder, calibration, skip_bad, add_caption)
     return judge_on(task.first(limit), held, "embedded sample" if folder is None else Path(folder).name, asked)
 
 
@@ -134,10 +136,11 @@ def _journal(asker: Asker, task: tasks.Task, held: tasks.Task | None, config: di
     return Journal(setup.out, setup.name or f"bench-{task.kind}", depends)
 
 
-def _stamp(file: Path) -> tuple[str, int, int]:
-    """What changes when the file does."""
+def _stamp(source: Source) -> tuple[str, ...]:
+    """What changes when the image does."""
+    file, place = (source, ()) if isinstance(source, Path) else (source.file, (source.start, source.length))
     told = file.stat()
-    return str(file.resolve()), told.st_size, told.st_mtime_ns
+    return tuple(map(str, (file.resolve(), told.st_size, told.st_mtime_ns, *place)))
 
 
 def measure(
@@ -290,8 +293,8 @@ def _spread(count: int, wanted: int) -> list[int]:
     return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(min(wanted, count))]
 
 
-def _calibration(kind: str, folder: str | Path | None, given: str | Path, skip_bad: bool) -> tasks.Task:
+def _calibration(kind: str, folder: str | Path | None, given: str | Path, skip_bad: bool, add_caption: bool) -> tasks.Task:
     """The calibration task: another folder, or another split of the same."""
     if Path(given).is_dir():
-        return tasks.load(kind, given, None, skip_bad)
-    return tasks.load(kind, folder or tasks.sample_folder(kind), str(given), skip_bad)
+        return tasks.load(kind, given, None, skip_bad, add_caption=add_caption)
+    return tasks.load(kind, folder or tasks.sample_folder(kind), str(given), skip_bad, add_caption=add_caption)

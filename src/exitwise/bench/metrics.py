@@ -14,6 +14,7 @@ from exitwise.errors import InputError
 Grams = Counter[tuple[str, ...]]
 Vector = dict[tuple[str, ...], float]
 LONGEST = 4  # n-grams of 1..4 words
+KEPT = 10_000  # items whose references a scorer keeps weighed: all of a benchmark, some of a large training
 
 _WORDS = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|[a-z0-9]+(?:[.,:/-][a-z0-9]+)*")
 _NEGATION = re.compile(r"(?<=[a-z])n't\b")
@@ -69,19 +70,19 @@ class CiderScorer:
         corpus: Sequence[Sequence[str]] | None = None,
     ) -> None:
         self.sigma, self.clipped = sigma, clipped
-        known = [[grams(words(text)) for text in texts] for texts in references]
-        counts = known if corpus is None else [[grams(words(text)) for text in texts] for texts in corpus]
+        self._known, counts = references, references if corpus is None else corpus
         self._frequency: Counter[tuple[str, ...]] = Counter()
-        for counted in counts:
-            self._frequency.update(set().union(*counted))
+        for texts in counts:
+            self._frequency.update(set().union(*(grams(words(text)) for text in texts)))
         self._log_items = math.log(len(counts))
-        self._known: list[list[Grams]] = known
         self._references: dict[int, list[_Weighted]] = {}
 
     def score(self, candidate: str, place: int) -> float:
         """How well the candidate fits the references of item number `place`."""
         if place not in self._references:
-            self._references[place] = [self._weigh(counted) for counted in self._known[place]]
+            if len(self._references) >= KEPT:
+                self._references.clear()
+            self._references[place] = [self._weigh(grams(words(text))) for text in self._known[place]]
         mine, others = self._weigh(grams(words(candidate))), self._references[place]
         return 1000.0 * sum(_similarity(mine, other, self.sigma, self.clipped) for other in others) / len(others)
 

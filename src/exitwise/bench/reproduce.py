@@ -44,12 +44,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    """The items to judge on and to choose on. name: how the record calls them. caption_in_prompt: see `entailment`."""
+    """The items to judge on and to choose on. name: how the record calls them. add_caption: see `entailment`."""
 
     task: tasks.Task
     held: tasks.Task
     name: str
-    caption_in_prompt: bool = False
+    add_caption: bool = False
 
 
 def reproduce(
@@ -74,7 +74,7 @@ def reproduce(
     wanted = paper.table("mue", number, kind)
     config = {
         "paper": "mue", "table": number, "models": dict(names or {}), "task": kind, "data": data.name, "preset": preset,
-        "knobs": own, "beams": setup.beams, "trials": trials, "caption_in_prompt": data.caption_in_prompt,
+        "knobs": own, "beams": setup.beams, "trials": trials, "add_caption": data.add_caption,
     }  # fmt: skip
     name = "-".join(["reproduce-mue", number, kind, *([] if preset == "corrected" else [preset]), *sorted(own)])
     with record.run(setup.out, name, config, setup.seed) as run:
@@ -181,18 +181,18 @@ def data_of(
     calibration: str | None,
     limit: int | None,
     skip_bad: bool,
-    caption_in_prompt: bool | None,
+    add_caption: bool | None,
     preset: str,
 ) -> Data:
     """The items, `limit` of each split at most; the embedded sample without a folder.
 
-    caption_in_prompt: None follows the preset, where the rows allow it.
+    add_caption: None follows the preset, where the rows allow it.
     Raises InputError where nothing is left to choose on.
     """
     if limit == 1:
         raise InputError("One item has neither a spread nor anything to choose on. Give --limit 2 or more.")
     if folder is None:
-        if caption_in_prompt:
+        if add_caption:
             raise InputError("The embedded sample has no hypotheses with captions. Give --data with rows that have them.")
         found = [tasks.sample(kind, name).first(limit) for name in ("test", "calibration")]
         return Data(found[0], found[1], "embedded sample")
@@ -202,11 +202,11 @@ def data_of(
     if chosen is None:
         raise InputError(f"Thresholds must not be chosen on the items they are judged on: name another split of {folder} as --calibration.")
     held = tasks.load(kind, folder, chosen, skip_bad, limit)
-    if caption_in_prompt or (caption_in_prompt is None and preset == "released" and kind == "answer"):
+    if add_caption or (add_caption is None and preset == "released" and kind == "answer"):
         try:
-            told = [tasks.load(kind, folder, name, skip_bad, limit, caption_in_prompt=True) for name in (judged.split, chosen)]
+            told = [tasks.load(kind, folder, name, skip_bad, limit, add_caption=True) for name in (judged.split, chosen)]
             return Data(told[0], told[1], Path(folder).name, True)
         except InputError:
-            if caption_in_prompt:
+            if add_caption:
                 raise
     return Data(judged, held, Path(folder).name)

@@ -9,11 +9,12 @@ import typer
 
 from .. import __version__
 from .converting import convert
-from .learning import calibrate, train
+from .learning import calibrate
 from .looking import families, inspect, methods
 from .measuring import bench, demo, report
 from .reproducing import reproduce
 from .running import run
+from .training import train
 
 app = typer.Typer(
     name="exitwise",

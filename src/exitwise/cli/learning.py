@@ -1,4 +1,4 @@
-"""Commands that make exits: train a unified model with the layer-wise loss, and choose its thresholds on a user's folder."""
+"""The command that makes exits: thresholds chosen on a user's data."""
 
 from __future__ import annotations
 
@@ -17,14 +17,6 @@ if TYPE_CHECKING:
     from ..calibrate.budget import Calibration
     from ..engine import Engine
     from .loading import Unified
-
-
-class LayerWeights(str, Enum):
-    """How the layers' losses are weighed."""
-
-    uniform = "uniform"
-    linear = "linear"
-    avg_last = "avg+last"
 
 
 class Cost(str, Enum):
@@ -58,6 +50,7 @@ def calibrate(
     beams: options.Beams = 1,
     limit: options.Limit = None,
     skip_bad: options.SkipBad = False,
+    add_caption: options.AddCaption = False,
     as_object: options.Json = False,
 ) -> None:
     """Choose the cheapest thresholds that keep the asked share of quality on these items, and save them.
@@ -85,7 +78,7 @@ def calibrate(
     given = options.knobs(knobs)
     _share(keep)
     wish = Wish(keep, margin, confidence, budget, cost.value, front, trials)
-    items = tasks.load(task.value, data, split, skip_bad, limit)
+    items = tasks.load(task.value, data, split, skip_bad, limit, add_caption=add_caption)
     pair = unified(model, "calibrate")
     own = {"decoder_scope": "last"} if task.value == "answer" else {}
     engine = engine_of(pair.model, None, None, given, preset, task.value, **own)
@@ -169,102 +162,3 @@ def _front(found: Calibration, task: Task) -> Any:
         thresholds = (f"{point['settings'][s]:.4f}" for s in streams)
         table.add_row(f"{100 * point['cost']:.1f} %", f"{scale * point['quality']:.2f}", *thresholds)
     return table
-
-
-@guarded
-def train(
-    model: options.Model = "shipped",
-    task: options.Task = ...,  # type: ignore[assignment]
-    data: options.Data = ...,  # type: ignore[assignment]
-    out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Checkpoint, log and export/. A folder with a checkpoint is resumed.", show_default=False)
-    ] = ...,  # type: ignore[assignment]
-    split: options.Split = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Updates. Give steps, seconds or both: what ends first.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Time of training.")] = None,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
-    warmup: Annotated[int | None, typer.Option(min=0, help="Steps to the peak. Without it: a tenth of the steps, at most 500.")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Items of a step.")] = 16,
-    weights: Annotated[LayerWeights, typer.Option(help="How the layers' losses are weighed.")] = LayerWeights.uniform,
-    validation: Annotated[
-        str | None, typer.Option(metavar="SPLIT", help="Judge the loss on this split; the best weights are exported.")
-    ] = None,
-    validate_every: Annotated[float, typer.Option(metavar="SECONDS", help="How often that is.")] = 600.0,
-    patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many validations without a better loss.")] = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16 autocast.")] = False,
-    seed: options.Seed = 0,
-    skip_bad: options.SkipBad = False,
-    as_object: options.Json = False,
-) -> None:
-    """Train a unified model so that every decoder layer can answer: the layer-wise loss on a folder of yours.
-
-    Stop it at any time; the same command goes on from the last checkpoint. It
-    ends with OUT/export, which every other command takes as MODEL.
-
-    \b
-    Example:
-      exitwise train --task caption --data pictures --split train
-                     --validation val --seconds 3600 --out mine
-      exitwise calibrate mine/export --task caption --data pictures
-                     --split val --out exits
-    """
-    from ..bench import tasks
-    from ..bench.course import Course
-    from ..errors import KnobError
-    from ..train import Settings
-    from ..train import train as fit
-    from .loading import unified
-
-    if patience is not None and validation is None:
-        raise KnobError("--patience counts validations. Give --validation SPLIT with it.")
-    if warmup is None:
-        warmup = min(500, steps // 10) if steps else 500
-    settings = Settings(
-        folder=out,
-        seconds=seconds,
-        steps=steps,
-        lr=lr,
-        warmup=warmup,
-        bf16=bf16,
-        seed=seed,
-        validate_every_s=validate_every,
-        patience=patience,
-    )
-    lessons = tasks.load(task.value, data, split or _train_split(data), skip_bad)
-    pair = unified(model, "train")
-    course = Course(lessons, pair.processor, rows, seed, weights.value)
-    exam = None
-    if validation is not None:
-        held = tasks.load(task.value, data, validation, skip_bad)
-        exam = Course(held, pair.processor, rows, seed, weights.value).validate
-    for fault in lessons.faults:
-        note(f"left out: {fault.where}: {fault.what}")
-    progress = fit(pair.model, course.batch, course.objective, settings, exam)
-    best = _export(pair, out)
-    body = {
-        "task": task.value, "items": len(lessons.items), "skipped": len(lessons.faults), "steps": progress.step, "seconds": progress.used_s,
-        "best": progress.best, "history": progress.history, "export": str(out / "export"), "exported": "best" if best else "last",
-    }  # fmt: skip
-    if as_object:
-        as_json(body)
-    else:
-        show(f"{progress.step} steps, {progress.used_s:.0f} s. The {body['exported']} weights are in {out / 'export'}.")
-        show(f"Next: exitwise calibrate {out / 'export'} --task {task.value} --data {data} --out {out / 'exits'}")
-
-
-def _train_split(data: Path) -> str | None:
-    from ..bench.tasks import splits
-
-    return "train" if "train" in splits(data) else None
-
-
-def _export(pair: Unified, out: Path) -> bool:
-    """Writes OUT/export, with the best weights where a validation kept some; whether it did."""
-    from safetensors.torch import load_file
-
-    best = out / "best.safetensors"
-    if best.is_file():
-        pair.model.load_state_dict(load_file(best), strict=False)
-    pair.model.eval().save_pretrained(out / "export")
-    pair.processor.save_pretrained(out / "export")
-    return best.is_file()

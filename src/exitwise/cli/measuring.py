@@ -54,6 +54,7 @@ def bench(
     beams: options.Beams = 1,
     limit: options.Limit = None,
     skip_bad: options.SkipBad = False,
+    add_caption: options.AddCaption = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with 1 if a row was left out.")] = False,
     out: Results = Path("results"),
     seed: options.Seed = 0,
@@ -94,7 +95,8 @@ def bench(
     with tqdm(desc=task.value, unit="step", file=sys.stderr, mininterval=0.5) as bar:
         record = judge(
             task.value, data, model=None if model == "shipped" else model, exits=exits, split=split, calibration=calibration, limit=limit,
-            skip_bad=skip_bad, out=out, seed=seed, keep=keep, preset=preset, beams=beams, tick=telling(bar, f"{task.value}: "),
+            skip_bad=skip_bad, add_caption=add_caption, out=out, seed=seed, keep=keep, preset=preset, beams=beams,
+            tick=telling(bar, f"{task.value}: "),
         )  # fmt: skip
     skipped = record["task"]["skipped"]
     if as_object:

@@ -47,11 +47,9 @@ def reproduce(
     tiny: Annotated[str | None, typer.Option(metavar="MODEL", help="Table 1: OFA-Tiny, fine-tuned.")] = None,
     without_layerwise: Annotated[str | None, typer.Option(metavar="MODEL", help="Table 4: trained on the last layer alone.")] = None,
     without_decomposition: Annotated[str | None, typer.Option(metavar="MODEL", help="Table 4: trained with a fused encoder.")] = None,
-    caption_in_prompt: Annotated[
+    add_caption: Annotated[
         bool | None,
-        typer.Option(
-            "--caption-in-prompt/--no-caption-in-prompt", help="Ask hypotheses with the image's caption (D6), as MuE's scripts do."
-        ),
+        typer.Option("--add-caption/--no-add-caption", help="Ask hypotheses with the image's caption (D6), as MuE's scripts do."),
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Live runs to find a cost, for captions.")] = 8,
     beams: options.Beams = 1,
@@ -88,7 +86,7 @@ def reproduce(
     kept, changed = preset or "corrected", options.knobs(knobs)
     methods.load(which.value).preset(kept)
     folder = None if data is None else str(data)
-    items = room.data_of(task.value, folder, split, calibration, limit, skip_bad, caption_in_prompt, kept)
+    items = room.data_of(task.value, folder, split, calibration, limit, skip_bad, add_caption, kept)
     given = {
         room.MAIN: checkpoint, room.BASE: base, room.TINY: tiny, room.PLAIN: without_layerwise, room.FUSED: without_decomposition,
     }  # fmt: skip
