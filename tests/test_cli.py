@@ -144,7 +144,8 @@ def test_a_preset_is_that_of_the_kind_of_task_and_gives_way_to_set(unified, data
     chose = parsed(*asked, "paper", "--prompt", "it is red true or false?", "--candidates", "true,false")["settings"]
     assert (chose["decoder"], chose["schedule"], chose["decoder_scope"]) == (0.95, "static", "last")
     assert "Did you mean 'paper'" in call(*asked, "papre", code=2).stderr
-    parsed("calibrate", unified, "--task", "answer", "--data", data / "answer", "--preset", "released", "--out", exits, "--keep", 0.1)
+    folder = copies(data / "answer", 2, tmp_path / "two")
+    parsed("calibrate", unified, "--task", "answer", "--data", folder, "--preset", "released", "--out", exits, "--keep", 0.1)
     saved = json.loads((exits / "exitwise.json").read_text())["settings"]
     assert (saved["schedule"], saved["batch"], saved["head"]) == ("static", "flat", "every layer")
     again = ("--exits", exits, "--preset", "released")

@@ -163,7 +163,7 @@ def test_d3_by_hand(model):
     for threshold, left in ((0.09, [1, 1]), (0.11, [0, 0])):
         session = Session(model, ofa.FAMILY, Plan(pooled=True, record=True))
         rule = Saturation(threshold, scope="flat")
-        walker = Walker(session, rule, [0, 1], before, torch.tensor([[1], [0]]), 3, 2)
+        walker = Walker(session, ofa.FAMILY.stacks_of(model)[0], rule, [0, 1], before, torch.tensor([[1], [0]]), 3, 2)
         walker.advance(1, after)
         assert walker.sure[:, 0].tolist() == pytest.approx([0.1, 0.1])
         assert walker.depth == left

@@ -89,5 +89,5 @@ def test_outside_the_source_tree_the_error_says_what_is_missing(monkeypatch):
 def test_a_promise_is_a_run_and_a_key_of_the_summary(tmp_path, monkeypatch):
     monkeypatch.setattr(ofa, "loading", lambda: {"load_memory_ratio": 1.1, "load_seconds": 2.0})
     summary = {}
-    bench.promises(tmp_path, summary, 1)["ofa-load"]()
+    bench.about_ofa(tmp_path, summary, 1)["ofa-load"]()
     assert summary == {"ofa/load_memory_ratio": 1.1} and len(list(tmp_path.glob("*-ofa-load_memory_ratio.json"))) == 1

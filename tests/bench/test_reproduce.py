@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from PIL import Image
-from tests.bench.test_measure import asker, place  # noqa: F401 - fixtures
 from typer.testing import CliRunner
 
 from exitwise import Engine
@@ -68,7 +67,7 @@ def test_the_best_at_a_cost(wanted, saved):
         ("answer", {"image_rel_bias": False}), ("caption", {"decompose": False}),
     ],
 )  # fmt: skip
-def test_what_is_chosen_does_that_on_the_items(place, asker, kind, knobs):  # noqa: F811
+def test_what_is_chosen_does_that_on_the_items(place, asker, kind, knobs):
     """Quality and ETR of the choice are those of a live run, whatever the rule is."""
     items = asker.prepare(tasks.load(kind, place / kind, "calibration").items[:3])
     engine, joint = engine_for(asker, kind, **knobs), "decompose" in knobs
@@ -82,7 +81,7 @@ def test_what_is_chosen_does_that_on_the_items(place, asker, kind, knobs):  # no
         assert torch.equal(said.trace.depth["image"], said.trace.depth["text"])
 
 
-def test_thresholds_for_mean_depths(asker):  # noqa: F811
+def test_thresholds_for_mean_depths(asker):
     """Four rows that stand still after layer 1, 2, 2 and never: any mean depth between 1 and 3 has its nearest threshold."""
     chooser = AtCost(asker, "caption", engine_for(asker, "caption"), [])
     still = torch.tensor([[0.9, 0.95, 1.0], [0.5, 0.8, 1.0], [0.4, 0.7, 1.0], [0.1, 0.2, 1.0]])
@@ -96,13 +95,13 @@ def test_thresholds_for_mean_depths(asker):  # noqa: F811
 # -- tables -------------------------------------------------------------------------------------------------------------------------
 
 
-def run_table(number, kind, askers, place, out, **more):  # noqa: F811
+def run_table(number, kind, askers, place, out, **more):
     data = reproduce.data_of(kind, str(place / kind), "test", None, 3, False, None, more.get("preset", "corrected"))
     return reproduce.reproduce(number, askers, data, Setup(out=out, timed=2), trials=2, **more)
 
 
 @pytest.mark.parametrize("number, kind", [("1", "answer"), ("2", "answer"), ("2", "caption"), ("3", "caption"), ("4", "answer")])
-def test_each_row_is_measured_or_said_to_be_missing(place, asker, tmp_path, number, kind):  # noqa: F811
+def test_each_row_is_measured_or_said_to_be_missing(place, asker, tmp_path, number, kind):
     run = run_table(number, kind, {"checkpoint": asker}, place, tmp_path)
     lines = {line["key"]: line for line in run["lines"]}
     assert list(lines) == [line.key for line in paper.table("mue", number, kind).lines]
@@ -129,7 +128,7 @@ def test_each_row_is_measured_or_said_to_be_missing(place, asker, tmp_path, numb
     assert {"Data", "Model", "Thresholds", "Rule", "ETR"} <= set(heads) and ("Missing" in heads) == bool(absent)
 
 
-def test_other_models_fill_their_rows(place, asker, tmp_path):  # noqa: F811
+def test_other_models_fill_their_rows(place, asker, tmp_path):
     """The row of a model that was trained otherwise runs on that model, and says so."""
     run = run_table("4", "answer", {"without-layerwise": asker, "checkpoint": asker}, place, tmp_path, names={"checkpoint": "mine"})
     models = {line["key"]: line["measured"]["model"] for line in run["lines"]}
@@ -148,7 +147,7 @@ def test_other_models_fill_their_rows(place, asker, tmp_path):  # noqa: F811
         ("released", "caption", {"image": 0.99, "text": 0.7, "decoder": 0.9}),
     ],
 )
-def test_presets_take_the_stated_thresholds(place, asker, tmp_path, preset, kind, thresholds):  # noqa: F811
+def test_presets_take_the_stated_thresholds(place, asker, tmp_path, preset, kind, thresholds):
     run = run_table("1", kind, {"checkpoint": asker}, place, tmp_path, preset=preset)
     rows = {line["key"]: line["measured"] for line in run["lines"]}
     assert rows["mue"]["settings"] == thresholds
@@ -157,7 +156,7 @@ def test_presets_take_the_stated_thresholds(place, asker, tmp_path, preset, kind
     assert any("state" in each for each in run["differences"] if each.startswith("Thresholds"))
 
 
-def test_one_knob_beside_the_rest(place, asker, tmp_path):  # noqa: F811
+def test_one_knob_beside_the_rest(place, asker, tmp_path):
     """Thresholds are chosen under the knob, which the run's name and its differences tell; thresholds themselves are the rows' own."""
     run = run_table("1", "answer", {"checkpoint": asker}, place, tmp_path, knobs={"head": "every layer"})
     assert run["name"] == "reproduce-mue-1-answer-head" and run["config"]["knobs"] == {"head": "every layer"}
@@ -168,7 +167,7 @@ def test_one_knob_beside_the_rest(place, asker, tmp_path):  # noqa: F811
         run_table("1", "answer", {"checkpoint": asker}, place, tmp_path, knobs={"image": 0.9})
 
 
-def test_pooled_rows_are_asked_one_by_one(place, asker):  # noqa: F811
+def test_pooled_rows_are_asked_one_by_one(place, asker):
     """The released code's exits do not depend on who shares a batch here: its scripts ask one item at a time."""
     items = asker.prepare(tasks.load("answer", place / "answer", "test").items)
     engine = Engine(asker.model, "mue", preset="released-answer", image=0.6, text=0.6, decoder=0.6)
@@ -198,7 +197,7 @@ def test_d6_puts_the_caption_into_the_prompt_when_asked(tmp_path):
     plain, told = (tasks.load("answer", folder, "test", add_caption=flag).items[0] for flag in (False, True))
     assert plain.prompt == 'does the image describe " a man made person sleeps. "?'
     assert told.prompt == 'can image and text1 " a man runs " imply text2 " a man made person sleeps. "?'
-    assert plain.references == told.references == ("no",) and plain.candidates == ("yes", "maybe", "no")
+    assert plain.references == told.references == ("no",) and set(plain.candidates) == {"yes", "maybe", "no"}
     assert plain.group == "entailment"
 
 
@@ -229,7 +228,7 @@ def call(*args):
     return CliRunner().invoke(app, ["reproduce", *map(str, args)])
 
 
-def test_the_command_prints_the_table_and_writes_the_run(place, tmp_path):  # noqa: F811
+def test_the_command_prints_the_table_and_writes_the_run(place, tmp_path):
     given = ("mue", "--table", "2", "--checkpoint", place / "model", "--data", place / "answer", "--split", "test", "--out", tmp_path)
     done = call(*given)
     assert done.exit_code == 0, done.output
@@ -237,7 +236,7 @@ def test_the_command_prints_the_table_and_writes_the_run(place, tmp_path):  # no
     assert json.loads(next(tmp_path.glob("*.json")).read_text())["table"]["number"] == "2"
 
 
-def test_bad_requests_end_with_two_and_one_message(place, tmp_path):  # noqa: F811
+def test_bad_requests_end_with_two_and_one_message(place, tmp_path):
     folder = entailment(tmp_path)
     (folder / "val.jsonl").rename(folder / "other.jsonl")
     start = ("mue", "--table", "1", "--checkpoint", place / "model", "--out", tmp_path / "out")

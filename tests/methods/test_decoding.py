@@ -181,5 +181,5 @@ def test_a_method_is_calibrated_for_the_stream_that_answers() -> None:
     """An encoder-decoder has a text stream too, for which the method has a knob; nothing can be read there."""
     model, inputs = made("t5")
     engine = Engine(model, "deebert")
-    found = engine.calibrate([{k: v[:1] for k, v in inputs.items()}], keep=0.5, trials=3, max_new_tokens=3)
+    found = engine.calibrate([{k: v[:1] for k, v in inputs.items()}] * 4, keep=0.5, trials=3, max_new_tokens=3)
     assert set(found.settings) == {"decoder"} and engine.settings_dict()["text"] == 1.0
