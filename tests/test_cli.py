@@ -15,7 +15,7 @@ from exitwise import families, methods, models
 from exitwise.cli import app
 from exitwise.models.ofa import OFAConfig, OFAForConditionalGeneration, OFAProcessor, train_tokenizer
 
-COMMANDS = ["demo", "run", "inspect", "train", "calibrate", "bench", "report", "methods", "families", "convert"]
+COMMANDS = ["demo", "run", "inspect", "train", "calibrate", "bench", "reproduce", "report", "methods", "families", "convert"]
 TEXTS = ["what does the image describe?", "a red picture", "a blue picture", "it is red true or false?", "true", "false"]
 
 
@@ -60,7 +60,8 @@ def data(tmp_path_factory):
             Image.new("RGB", (32, 32), colour).save(root / kind / "images" / f"{colour}.png")
     captions = [{"image": f"{c}.png", "captions": [f"a {c} picture"]} for c in ("red", "blue")]
     answers = [{"image": f"{c}.png", "sentence": "It is red.", "label": str(c == "red").lower()} for c in ("red", "blue")]
-    for name, extra in (("train", []), ("holey", [{"image": "gone.png", "captions": ["nothing"]}])):
+    gone = {"image": "gone.png", "captions": ["nothing"]}
+    for name, extra in (("train", []), ("holey", [gone, *captions]), ("double", captions)):
         (root / "caption" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, captions + extra)))
     (root / "answer" / "train.jsonl").write_text("\n".join(map(json.dumps, answers)))
     return root
@@ -135,6 +136,23 @@ def test_run_chooses_among_candidates(unified, data):
     assert said["task"] == "answer" and said["answer"] in ("true", "false") and said["settings"]["decoder_scope"] == "last"
 
 
+def test_a_preset_is_that_of_the_kind_of_task_and_gives_way_to_set(unified, data, tmp_path):
+    image, exits = data / "answer" / "images" / "red.png", tmp_path / "exits"
+    asked = ("run", unified, "--image", image, "--preset")
+    wrote = parsed(*asked, "released", "--set", "batch=compact")["settings"]
+    assert (wrote["keys_values"], wrote["schedule"], wrote["batch"], wrote["image"]) == ("holes", "released", "compact", 1.0)
+    chose = parsed(*asked, "paper", "--prompt", "it is red true or false?", "--candidates", "true,false")["settings"]
+    assert (chose["decoder"], chose["schedule"], chose["decoder_scope"]) == (0.95, "static", "last")
+    assert "Did you mean 'paper'" in call(*asked, "papre", code=2).stderr
+    folder = copies(data / "answer", 2, tmp_path / "two")
+    parsed("calibrate", unified, "--task", "answer", "--data", folder, "--preset", "released", "--out", exits, "--keep", 0.1)
+    saved = json.loads((exits / "exitwise.json").read_text())["settings"]
+    assert (saved["schedule"], saved["batch"], saved["head"]) == ("static", "flat", "every layer")
+    again = ("--exits", exits, "--preset", "released")
+    assert "says them twice" in call("run", unified, "--image", image, *again, code=2).stderr
+    assert "says them twice" in call("bench", "--task", "answer", "--data", data / "answer", *again, code=2).stderr
+
+
 def test_run_with_models_of_others(tmp_path):
     tokenizer = train_tokenizer(TEXTS * 5, 300)
     torch.manual_seed(0)
@@ -166,9 +184,15 @@ def test_train_learns_exports_and_resumes(taught, unified, data):
     spoken = {c: parsed("run", out / "export", "--image", data / "caption" / "images" / f"{c}.png")["answer"] for c in ("red", "blue")}
     assert all("picture" in text for text in spoken.values())
     again = parsed(
-        "train", unified, "--task", "caption", "--data", data / "caption", "--split", "train", "--out", out, "--steps", 62, "--rows", 4
-    )
+        "train", unified, "--task", "caption", "--data", data / "caption", "--split", "train", "--out", out, "--steps", 62, "--rows", 4,
+        "--lr", 4e-3,
+    )  # fmt: skip
     assert again["steps"] == 62
+    weights = (out / "export" / "model.safetensors").read_bytes()
+    refused = call("train", unified, "--task", "caption", "--data", data / "caption", "--split", "train", "--out", out, "--steps", 63,
+                   "--rows", 2, "--lr", 1e-3, code=2)  # fmt: skip
+    assert "lr was 0.004 and is 0.001" in refused.stderr and "learnt.rows was 4 and is 2" in refused.stderr
+    assert (out / "export" / "model.safetensors").read_bytes() == weights
 
 
 def test_the_best_weights_of_a_validation_are_exported(unified, data, tmp_path):
@@ -182,27 +206,32 @@ def test_the_best_weights_of_a_validation_are_exported(unified, data, tmp_path):
 def test_calibrated_captions_are_saved_and_run(taught, data, tmp_path):
     out, _ = taught
     found = parsed(
-        "calibrate", out / "export", "--task", "caption", "--data", data / "caption", "--split", "train", "--out", tmp_path, "--keep", 0.9
+        "calibrate", out / "export", "--task", "caption", "--data", data / "caption", "--split", "double", "--out", tmp_path, "--keep", 0.9
     )
-    assert found["quality"] >= 0.9 * found["quality_full"] > 0 and found["rows"] == 2
+    assert found["quality"] >= 0.9 * found["quality_full"] > 0 and found["rows"] == 4
     said = parsed("run", out / "export", "--image", data / "caption" / "images" / "red.png", "--exits", tmp_path)
     assert {k: said["settings"][k] for k in found["settings"]} == found["settings"]
     changed = parsed("run", out / "export", "--image", data / "caption" / "images" / "red.png", "--exits", tmp_path, "--set", "image=1")
     assert changed["settings"]["image"] == 1 and changed["trace"]["depth"]["image"] == [3]
 
 
+def copies(folder, times, into):
+    """The folder with its rows so many times."""
+    shutil.copytree(folder, into)
+    file = next(into.glob("*.jsonl"))
+    file.write_text("\n".join([file.read_text().strip()] * times))
+    return into
+
+
 def test_calibrated_answers_come_from_a_ledger(unified, data, tmp_path):
-    shown = call("calibrate", unified, "--task", "answer", "--data", data / "answer", "--out", tmp_path)
+    shown = call("calibrate", unified, "--task", "answer", "--data", copies(data / "answer", 2, tmp_path / "two"), "--out", tmp_path)
     assert "accuracy" in shown.stdout and (tmp_path / "exitwise.json").is_file()
     assert "every item at every exit" in shown.stderr
 
 
 def test_a_promise_on_too_few_items_is_refused_and_the_exits_stay_shut(unified, data, tmp_path):
     """A hundred copies of the rows are still too few at 99.9 %; at 90 % they do, and the promise is saved with the exits."""
-    many = tmp_path / "many"
-    shutil.copytree(data / "answer", many)
-    file = next(many.glob("*.jsonl"))
-    file.write_text("\n".join([file.read_text().strip()] * 100))
+    many = copies(data / "answer", 100, tmp_path / "many")
     asked = ("calibrate", unified, "--task", "answer", "--data", many, "--confidence", 0.95, "--out", tmp_path, "--keep")
     shown = call(*asked, 0.999, code=1)
     assert "Nothing but full depth can be promised" in shown.stderr and "Rows that would do" in " ".join(shown.stderr.split())
@@ -211,9 +240,46 @@ def test_a_promise_on_too_few_items_is_refused_and_the_exits_stay_shut(unified, 
     shown = call(*asked, 0.9)
     assert "Promised with confidence 0.95" in shown.stderr
     assert json.loads((tmp_path / "exitwise.json").read_text())["calibration"]["promise"]["risk"] == pytest.approx(0.1)
-    refused = call("calibrate", unified, "--task", "caption", "--data", data / "caption", "--split", "train", "--confidence", 0.95,
-                   "--out", tmp_path, code=2)  # fmt: skip
-    assert "--confidence" in refused.stderr
+
+
+def test_a_budget_is_kept_in_every_unit_and_the_front_is_drawn_and_saved(unified, taught, data, tmp_path):
+    """The cost told for answers is what the trace of a run of the saved exits shows (ETR); full depth is on the front of captions."""
+    many = copies(data / "answer", 4, tmp_path / "many")
+    for cost, budget in (("etr", 0.7), ("macs", 0.99), ("ms", 0.99)):  # the stem of a tiny model is most of it
+        asked = ["calibrate", unified, "--task", "answer", "--data", many, "--budget", budget, "--cost", cost, "--out", tmp_path / cost]
+        found = parsed(*asked, "--front")
+        assert found["cost"]["share"] <= budget == found["budget"] and found["cost"]["unit"] == cost and found["etr"] > 0
+        assert any(point["cost"] == found["cost"]["share"] for point in found["front"]) and found["promise"] is None
+        assert bool(found["cost"]["prices"]["machine"]) == (cost == "ms")
+        saved = json.loads((tmp_path / cost / "exitwise.json").read_text())
+        assert saved["calibration"]["cost"]["prices"]["layers"].keys() == {"image", "text", "decoder"} and saved["calibration"]["front"]
+    judged = parsed(
+        "bench", "--model", unified, "--task", "answer", "--data", many, "--exits", tmp_path / "etr", "--out", tmp_path / "runs"
+    )
+    etr = json.loads((tmp_path / "etr" / "exitwise.json").read_text())["calibration"]["etr"]
+    assert judged["rows"][1]["etr"]["streams"] == pytest.approx(etr) and etr >= 0.3 - 1e-9
+    shown = call(*asked, "--front").stdout
+    assert "mean cost (ms)" in shown and "front of answer" in shown
+    mine = ["calibrate", taught[0] / "export", "--task", "caption", "--data", data / "caption", "--split", "double", "--out", tmp_path]
+    spoken = parsed(*mine, "--budget", 0.8, "--trials", 6)
+    assert spoken["etr"] >= 0.2 - 1e-9 and spoken["tried"] <= 6 and spoken["front"] is None
+
+
+def test_captions_get_a_promise_or_a_number_of_items(taught, data, tmp_path):
+    """The taught model says the same at every depth, so that few items do; two kinds of items are enough to tell."""
+    many, mine = tmp_path / "many", taught[0] / "export"
+    shutil.copytree(data / "caption", many)
+    rows = (many / "train.jsonl").read_text().strip()
+    for name, times in (("few", 7), ("many", 60)):
+        (many / f"{name}.jsonl").write_text("\n".join([rows] * times))
+    asked = ["calibrate", mine, "--task", "caption", "--data", many, "--out", tmp_path / "exits", "--keep", 0.8, "--confidence", 0.9]
+    few = call(*asked, "--split", "few", "--trials", 6, code=1)
+    assert "Rows that would do" in few.stderr
+    assert set(json.loads((tmp_path / "exits" / "exitwise.json").read_text())["calibration"]["settings"].values()) == {1.0}
+    done = call(*asked, "--split", "many", "--trials", 8)
+    assert "Promised with confidence 0.9" in done.stderr and "drop of an item's quality" in done.stderr
+    saved = json.loads((tmp_path / "exits" / "exitwise.json").read_text())["calibration"]
+    assert saved["etr"] > 0 and saved["promise"]["rows"] == 80 and saved["promise"]["ordering_rows"] == 40
 
 
 BAD = {
@@ -239,6 +305,35 @@ BAD = {
     "an impossible share": (
         ["calibrate", "{unified}", "--task", "caption", "--data", "{data}/caption", "--out", "{out}", "--keep", "2"],
         "2",
+    ),
+    "a budget of more than all": (
+        ["calibrate", "{unified}", "--task", "caption", "--data", "{data}/caption", "--out", "{out}", "--budget", "2"],
+        "budget=2",
+    ),
+    "a budget with a promise": (
+        [
+            "calibrate",
+            "{unified}",
+            "--task",
+            "caption",
+            "--data",
+            "{data}/caption",
+            "--out",
+            "{out}",
+            "--budget",
+            ".5",
+            "--confidence",
+            ".9",
+        ],
+        "promises no quality",
+    ),
+    "a calibration file of one class": (
+        ["calibrate", "{unified}", "--task", "answer", "--data", "{data}/answer", "--limit", "1", "--out", "{out}"],
+        "one class",
+    ),
+    "fewer rows than exits": (
+        ["calibrate", "{unified}", "--task", "answer", "--data", "{data}/answer", "--out", "{out}"],
+        "2 calibration rows for 3 exits",
     ),
     "a choice of splits": (["calibrate", "{unified}", "--task", "caption", "--data", "{data}/caption", "--out", "{out}"], "--split"),
     "a training without an end": (["train", "{unified}", "--task", "answer", "--data", "{data}/answer", "--out", "{out}"], "steps"),
@@ -298,11 +393,11 @@ def test_without_the_shipped_model_it_is_said(args, tmp_path, monkeypatch):
 
 def test_bench_judges_saved_exits_names_what_it_left_out_and_report_draws_it(taught, data, tmp_path):
     mine, folder = taught[0] / "export", data / "caption"
-    parsed("calibrate", mine, "--task", "caption", "--data", folder, "--split", "train", "--out", tmp_path / "exits", "--keep", 0.5)
+    parsed("calibrate", mine, "--task", "caption", "--data", folder, "--split", "double", "--out", tmp_path / "exits", "--keep", 0.5)
     args = ["bench", "--model", mine, "--task", "caption", "--data", folder, "--exits", tmp_path / "exits", "--out", tmp_path / "runs"]
     record = parsed(*args, "--split", "holey", "--skip-bad", "--strict", code=1)
     assert [row["key"] for row in record["rows"]] == ["full", "saved"]
-    assert record["task"]["items"] == 2 and "gone.png" in record["task"]["skipped"][0]
+    assert record["task"]["items"] == 4 and "gone.png" in record["task"]["skipped"][0]
     shown = call(*args, "--split", "train")
     assert "CIDEr" in shown.stdout and max(map(len, shown.stdout.splitlines()[:-1])) <= 80
     drawn = parsed("report", tmp_path / "runs", "--out", tmp_path / "page.html")

@@ -25,7 +25,7 @@ def test_the_code_on_the_page_runs(page: str, monkeypatch: pytest.MonkeyPatch) -
         exec(compile("\n" * above + block[1], str(DOCS / page), "exec"), module.__dict__)
 
 
-@pytest.mark.parametrize("page", [*PAGES, "architecture.md", "glossary.md", "guarantees.md", "ofa.md"])
+@pytest.mark.parametrize("page", [*PAGES, "architecture.md", "glossary.md", "guarantees.md", "ofa.md", "reproducing-mue.md"])
 def test_files_that_a_page_names_exist(page: str) -> None:
     text = (DOCS / page).read_text()
     for name in re.findall(r"`((?:src|tests|docs|recipes)/[\w./-]+)`", text):

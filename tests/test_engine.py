@@ -162,7 +162,18 @@ def test_save_and_load(tmp_path, pair):
     other, _ = ofa.tiny()
     with pytest.raises(FingerprintError, match="another model"):
         Engine.load(tmp_path / "saved", other)
-    path.write_text(path.read_text()[:40])
+    saved = json.loads(path.read_text())
+    for change, says in (
+        ({"settings": {**saved["settings"], "imago": 1.0}}, "'imago'"),
+        ({"settings": {**saved["settings"], "image": 3.0}}, "outside"),
+        ({"method": "mue2"}, "'mue2'"),
+        ({"calibration": {"keep": 0.9, "depth": 3}}, "another version"),
+        ({"format": 7}, "format 7"),
+    ):
+        path.write_text(json.dumps({**saved, **change}))
+        with pytest.raises(CheckpointError, match=says):
+            Engine.load(tmp_path / "saved", model)
+    path.write_text(json.dumps(saved)[:40])
     with pytest.raises(CheckpointError, match="damaged"):
         Engine.load(tmp_path / "saved", model)
     with pytest.raises(CheckpointError, match="not there"):
@@ -204,7 +215,7 @@ def test_names_that_are_not_known_get_the_near_miss(pair):
 
 def test_calibration_keeps_what_was_asked_and_takes_it(pair):
     model, inputs = pair
-    rows = rows_of(inputs)
+    rows = rows_of(inputs) * 2
     engine = Engine(model, "mue")
     found = engine.calibrate(rows, keep=0.5, max_new_tokens=6)
     assert found.quality >= 0.5 * found.quality_full == 0.5
@@ -225,21 +236,35 @@ def test_the_bar_by_hand():
 
 
 def test_a_margin_needs_a_figure_for_each_row(pair):
-    engine, rows = Engine(pair[0]), rows_of(pair[1])
+    engine, rows = Engine(pair[0]), rows_of(pair[1]) * 2
     with pytest.raises(exitwise.ExitwiseError, match="one per row"):
         engine.calibrate(rows, quality=lambda outputs, rows: 1.0, margin=1.0, max_new_tokens=2)
-    with pytest.raises(exitwise.ExitwiseError, match="1 figures for 2 rows"):
+    with pytest.raises(exitwise.ExitwiseError, match="1 figures for 4 rows"):
         engine.calibrate(rows, quality=lambda outputs, rows: [1.0], max_new_tokens=2)
 
 
 def test_calibration_refuses_what_it_cannot_do(pair):
-    engine = Engine(pair[0], "mue")
-    with pytest.raises(exitwise.ExitwiseError, match="no calibration rows"):
-        engine.calibrate([])
-    with pytest.raises(exitwise.ExitwiseError, match="keep=1.2"):
-        engine.calibrate(rows_of(pair[1]), keep=1.2)
-    with pytest.raises(exitwise.ExitwiseError, match="nothing to keep"):
-        engine.calibrate(rows_of(pair[1]), quality=lambda outputs, rows: 0.0, max_new_tokens=2)
+    engine, rows = Engine(pair[0], "mue"), rows_of(pair[1]) * 2
+    for given, asked, says in (
+        ([], {}, "no calibration rows"),
+        (rows[:3], {}, "3 calibration rows for 4 exits"),
+        (rows, {"keep": 1.2}, "keep=1.2"),
+        (rows, {"quality": lambda outputs, rows: 0.0}, "nothing to keep"),
+        (rows, {"quality": lambda outputs, rows: float("nan")}, "row 0 is nan"),
+        (rows, {"quality": lambda outputs, rows: [1.0, 1.0, float("nan"), 1.0]}, "row 2 is nan"),
+        (rows, {"budget": 0.0}, "budget=0.0"),
+        (rows, {"budget": float("nan")}, "budget=nan"),
+        (rows, {"budget": 0.5, "confidence": 0.9}, "promises no quality"),
+        (rows, {"budget": 0.5, "margin": 1.0}, "promises no quality"),
+        (rows, {"margin": 1.0, "confidence": 0.9}, "allowance for luck"),
+        (rows, {"budget": 0.5, "cost": "joules"}, "cost='joules'"),
+        (rows, {"confidence": 0.9}, "1 calibration rows for 4 exits"),
+        (rows, {"confidence": 1.0}, "confidence=1.0"),
+        (rows, {"confidence": 0.9, "keep": 1.0}, "keep=1.0"),
+        (rows, {"confidence": 0.9, "trials": 1}, "trials=1"),
+    ):
+        with pytest.raises(exitwise.ExitwiseError, match=says):
+            engine.calibrate(given, max_new_tokens=2, **asked)
 
 
 def test_replay_on_the_ledger_is_the_live_run_for_encoders(pair):

@@ -1,4 +1,4 @@
-"""The promises of `calibrate.guarantee` hold: by hand arithmetic, and by simulation where the true risks are known.
+"""The promises of `calibrate.guarantee`, and the bounds they rest on, hold: by hand arithmetic, and by simulation of known risks.
 
 A simulated rate of wrong promises may exceed its level by 3 sqrt(level (1 - level) / repeats): three standard deviations of such a rate.
 """
@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exitwise.calibrate import guarantee
-from exitwise.calibrate.guarantee import BOUNDS, PROCEDURES, Promise, front, p_values, promise, rows_needed
+from exitwise.calibrate import bounds, guarantee
+from exitwise.calibrate.bounds import BOUNDS, p_values, rows_needed
+from exitwise.calibrate.guarantee import PROCEDURES, Promise, front, promise
 from exitwise.errors import CalibrationError, KnobError
 
 PAGE = Path(__file__).parent.parent / "docs" / "guarantees.md"
@@ -34,9 +35,9 @@ def counted(rows, *losses):
 
 def test_losses_by_hand():
     right = np.array([[1, 0], [1, 1], [0, 1]], dtype=bool)
-    assert guarantee.lost_answers([True, True, False], ~right).tolist() == [[True, False], [True, True], [False, False]]
-    assert guarantee.disagreement(["a", "b"], [["a", "c"], ["b", "b"]]).tolist() == [[False, True], [False, False]]
-    assert guarantee.metric_loss([0.8, 0.5], [[0.6, 0.9], [0.5, 0.0]], scale=0.4) == pytest.approx(np.array([[0.5, 0], [0, 1]]))
+    assert bounds.lost_answers([True, True, False], ~right).tolist() == [[True, False], [True, True], [False, False]]
+    assert bounds.disagreement(["a", "b"], [["a", "c"], ["b", "b"]]).tolist() == [[False, True], [False, False]]
+    assert bounds.metric_loss([0.8, 0.5], [[0.6, 0.9], [0.5, 0.0]], scale=0.4) == pytest.approx(np.array([[0.5, 0], [0, 1]]))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_losses_by_hand():
     ],
 )
 def test_losses_that_are_none_are_refused(losses, says):
-    for ask in (lambda: promise(losses, [1, 2, 3], RISK), lambda: guarantee.hoeffding(losses, RISK)):
+    for ask in (lambda: promise(losses, [1, 2, 3], RISK), lambda: bounds.hoeffding(losses, RISK)):
         with pytest.raises(CalibrationError, match=re.escape(says)):
             ask()
 
@@ -79,26 +80,29 @@ def test_requests_that_cannot_be_met_are_refused(wrong, error, says):
 
 def test_shapes_and_scales_that_do_not_fit_are_refused():
     with pytest.raises(CalibrationError, match=r"\(2,\) and \(3, 1\)"):
-        guarantee.disagreement([1, 2], [[1], [2], [3]])
+        bounds.disagreement([1, 2], [[1], [2], [3]])
     with pytest.raises(KnobError, match="scale=0"):
-        guarantee.metric_loss([1.0], [[1.0]], scale=0)
+        bounds.metric_loss([1.0], [[1.0]], scale=0)
+    for lose in (bounds.lost_answers, bounds.metric_loss, bounds.disagreement):  # a NaN is neither right, nor equal, nor a score
+        with pytest.raises(CalibrationError, match="NaN"):
+            lose([1.0, math.nan], [[1.0], [1.0]])
 
 
 # --- how it is bounded
 
 
 def test_bounds_by_hand():
-    assert guarantee.hoeffding(counted(100, 5, 10, 20), 0.1) == pytest.approx([math.exp(-0.5), 1, 1])
-    assert guarantee.clopper_pearson(counted(59, 0), 0.05) == pytest.approx([0.95**59])
-    assert guarantee.clopper_pearson(counted(10, 1, 10), 0.3) == pytest.approx([0.7**10 + 10 * 0.3 * 0.7**9, 1])
+    assert bounds.hoeffding(counted(100, 5, 10, 20), 0.1) == pytest.approx([math.exp(-0.5), 1, 1])
+    assert bounds.clopper_pearson(counted(59, 0), 0.05) == pytest.approx([0.95**59])
+    assert bounds.clopper_pearson(counted(10, 1, 10), 0.3) == pytest.approx([0.7**10 + 10 * 0.3 * 0.7**9, 1])
     # No loss: h1 is the less. Five of 100: e P(Bin(100, 0.1) <= 5) is. 4.2 in all is counted as 5.
-    assert guarantee.hoeffding_bentkus(counted(100, 0), 0.1) == pytest.approx([0.9**100])
+    assert bounds.hoeffding_bentkus(counted(100, 0), 0.1) == pytest.approx([0.9**100])
     binomial = sum(math.comb(100, k) * 0.1**k * 0.9 ** (100 - k) for k in range(6))
-    assert guarantee.hoeffding_bentkus(counted(100, 5), 0.1) == pytest.approx([math.e * binomial])
+    assert bounds.hoeffding_bentkus(counted(100, 5), 0.1) == pytest.approx([math.e * binomial])
     h1 = 0.042 * math.log(0.42) + 0.958 * math.log(0.958 / 0.9)
     assert math.exp(-100 * h1) < math.e * binomial  # else the next line would say nothing of h1
-    assert guarantee.hoeffding_bentkus(counted(100, 5) * 0.84, 0.1) == pytest.approx([math.exp(-100 * h1)])
-    assert guarantee.hoeffding_bentkus(counted(100, 10, 30), 0.1) == pytest.approx([1, 1])
+    assert bounds.hoeffding_bentkus(counted(100, 5) * 0.84, 0.1) == pytest.approx([math.exp(-100 * h1)])
+    assert bounds.hoeffding_bentkus(counted(100, 10, 30), 0.1) == pytest.approx([1, 1])
 
 
 def test_the_bet_by_hand():
@@ -106,12 +110,12 @@ def test_the_bet_by_hand():
     the bet is sqrt(t) / 2. The same of ones: every bet loses, and the capital was never above 1."""
     assert p_values(np.zeros((2, 1)), 0.2, "waudby_smith_ramdas") == pytest.approx([(1 + 0.75 / 0.8 * 0.2) ** -2])
     capital = math.prod(1 + math.sqrt(t) / 2 * 0.25 for t in range(1, 17))
-    assert guarantee.waudby_smith_ramdas(np.full((16, 1), 0.5), 0.75, math.exp(-0.5)) == pytest.approx([1 / capital])
-    assert guarantee.waudby_smith_ramdas(np.ones((16, 1)), 0.75).tolist() == [1]
+    assert bounds.waudby_smith_ramdas(np.full((16, 1), 0.5), 0.75, math.exp(-0.5)) == pytest.approx([1 / capital])
+    assert bounds.waudby_smith_ramdas(np.ones((16, 1)), 0.75).tolist() == [1]
 
 
 def test_columns_are_bounded_alone_and_in_an_order_drawn_by_the_seed():
-    losses = np.random.default_rng(0).random((40, 2 * guarantee.STRIDE + 5)) ** 4
+    losses = np.random.default_rng(0).random((40, 2 * bounds.STRIDE + 5)) ** 4
     for bound in GENERAL:
         together = p_values(losses, 0.3, bound)
         assert together[[0, 130, -1]] == pytest.approx([p_values(losses[:, [k]], 0.3, bound)[0] for k in (0, 130, -1)], rel=1e-12)
@@ -247,6 +251,6 @@ def test_the_page_says_what_the_code_does():
         row = [format(rows_needed(losses, risk, bound), ",") for losses, risk in spreads]
         assert f"| `{bound}` | {' | '.join(row)} |" in text
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.S | re.M)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), {})

@@ -13,13 +13,13 @@ from exitwise import families, methods
 ROOT = Path(exitwise.__file__).parent
 FLOORS = [
     {"errors"},
-    {"register", "trace", "stack", "criteria"},
+    {"register", "machine", "trace", "stack", "criteria", "heads", "reading"},
     {"models", "train", "cost"},
     {"run"},
     {"calibrate", "method", "families"},
     {"methods"},
     {"engine"},
-    {"inspect", "bench", "serve"},
+    {"inspect", "bench", "monitor", "serve"},
     {"cli", "__main__"},
 ]
 FILES = sorted(p for p in ROOT.rglob("*.py"))

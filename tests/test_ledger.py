@@ -5,7 +5,7 @@ import torch
 
 from exitwise import Engine
 from exitwise.calibrate.budget import Bar
-from exitwise.calibrate.ledger import best_static, cheapest, record, remeasured
+from exitwise.calibrate.ledger import Ledger, best_static, cheapest, record, remeasured, sweep
 from exitwise.cost import etr
 from exitwise.errors import CalibrationError
 from exitwise.families import ofa
@@ -116,3 +116,17 @@ def test_one_threshold_for_both_streams_where_they_leave_together(recorded):
     assert len(set(depths["image"].tolist())) > 1, "vacuous: all rows left at one depth"
     with pytest.raises(CalibrationError, match="24 rows"):
         remeasured(ledger, joint, [inputs, inputs])
+
+
+def test_a_sweep_says_of_each_setting_what_the_ledger_says():
+    """Entries of the grid against `judge` on the depths of their thresholds; tied ones have one threshold for both streams."""
+    torch.manual_seed(3)
+    book = Ledger(
+        ("image", "text"), {"image": 2, "text": 3, "decoder": 2}, {"image": torch.rand(9, 2), "text": torch.rand(9, 3)},
+        torch.rand(2, 3, 9, 2), torch.rand(2, 3, 9, 2) > 0.5,
+    )  # fmt: skip
+    entries = sweep(book, encoder=4, decoder=5)
+    assert len({entry["etr"] for entry in entries}) > 5
+    for entry in entries[::7]:
+        assert (entry["quality"], entry["etr"]) == pytest.approx(book.judge(book.depths(entry["settings"])))
+    assert all(entry["settings"]["image"] == entry["settings"]["text"] for entry in sweep(book, 4, 5, tied=True))

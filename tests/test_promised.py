@@ -2,28 +2,13 @@
 
 import pytest
 import torch
+from tests.ledgers import LAYERS, source
 
 from exitwise.calibrate.budget import NEVER, Calibration
 from exitwise.calibrate.guarantee import Promise
 from exitwise.calibrate.ledger import Ledger
 from exitwise.calibrate.promised import promised
 from exitwise.errors import CalibrationError
-
-LAYERS = {"text": 3, "decoder": 4}
-
-
-def source(rows: int, seed: int, fail: float = 0.3) -> Ledger:
-    """Rows whose similarity tells whether an early exit is right: sure rows lose nothing, the others lose with chance `fail` per layer.
-
-    Full depth is right in nine of ten rows. An exit of the encoder before its last layer never matters.
-    """
-    dice = torch.Generator().manual_seed(seed)
-    sure = torch.rand(rows, generator=dice)
-    encoder = torch.full((rows, 3), 0.9)
-    decoder = (sure[:, None] + 0.02 * torch.arange(4)).expand(3, rows, 4).clone()
-    lost = (torch.rand(rows, 4, generator=dice) < fail * (1 - sure[:, None])) & (torch.arange(4) < 3)
-    wrong = torch.rand(rows, 1, generator=dice) < 0.1
-    return Ledger(("text",), LAYERS, {"text": encoder}, decoder, ~(lost | wrong).expand(3, rows, 4).clone())
 
 
 def told(found: Calibration) -> Promise:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 _WHERE = {
     "Engine": "engine",
+    "Monitor": "monitor",
     "Trace": "trace",
     "Family": "stack",
     "Stack": "stack",
@@ -15,13 +16,14 @@ _WHERE = {
     "Knob": "method",
     "ExitwiseError": "errors",
 }
-__all__ = ["Engine", "ExitwiseError", "Family", "Knob", "Method", "Stack", "Trace", "families", "methods", "models"]
+__all__ = ["Engine", "ExitwiseError", "Family", "Knob", "Method", "Monitor", "Stack", "Trace", "families", "methods", "models"]
 
 if TYPE_CHECKING:
     from . import families, methods, models
     from .engine import Engine
     from .errors import ExitwiseError
     from .method import Knob, Method
+    from .monitor import Monitor
     from .stack import Family, Stack
     from .trace import Trace
 

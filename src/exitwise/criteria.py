@@ -37,8 +37,7 @@ def similarity(before: Tensor, after: Tensor, scope: str = "token_mean", mask: T
     if scope == "last":
         if mask is None:
             return F.cosine_similarity(before[:, -1], after[:, -1], dim=-1)
-        place = torch.arange(mask.shape[1], device=mask.device)
-        last = torch.where(mask.bool(), place, -1).amax(1).clamp(min=0)
+        last = last_real(mask)
         rows = torch.arange(len(last), device=last.device)
         return F.cosine_similarity(before[rows, last], after[rows, last], dim=-1)
     each = F.cosine_similarity(before, after, dim=-1)
@@ -47,6 +46,12 @@ def similarity(before: Tensor, after: Tensor, scope: str = "token_mean", mask: T
     if scope == "token_mean":
         return (each * mask).sum(1) / mask.sum(1).clamp(min=1)
     return each.masked_fill(~mask.bool(), math.inf).amin(1)
+
+
+def last_real(mask: Tensor) -> Tensor:
+    """(rows,) place of the last token that counts, from 0; 0 where none does. mask: (rows, tokens)."""
+    place = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask.bool(), place, -1).amax(1).clamp(min=0)
 
 
 def paper_schedule(threshold: float, step: int, steps: int, beta: float, tau: float) -> float:

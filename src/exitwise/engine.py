@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,21 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from . import families, methods
-from .calibrate.budget import Calibration, Outcome, Quality, search
+from . import __version__, families, heads, methods
+from .calibrate.budget import Calibration, Outcome, Quality, one_wish, search
+from .calibrate.front import spend
+from .calibrate.profile import ITEMS, prices_of
+from .calibrate.promised_runs import Asked, Loss, promised_runs
 from .criteria import Fixed
-from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError
-from .method import Method
+from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError, UnknownName
+from .heads import Exits, Shape
+from .method import Method, answering
+from .reading import Reading
 from .run.walk import Plan, Session, attached
 from .stack import Family
 from .trace import Trace
 
+Predict = Callable[["Engine", Sequence[Any]], tuple[Sequence[Any], Trace]]
 SETTINGS_FILE = "exitwise.json"
 FORMAT = 1
 
@@ -53,18 +60,28 @@ class ChooseOutput(ModelOutput):
 class Engine:
     """A model that stops computing when its answer is ready.
 
-    model: any torch module whose layers a family describes (found by `config.model_type`, by structure, or passed as `family`).
-    method: a name
-    from `exitwise.methods.names()` or a Method; knobs: its options. The model is not changed: it carries the exits only inside a verb or an
-    `attached()` block. Raises UnknownName, KnobError, FamilyError.
+    model: any torch module whose layers a family describes (found by `config.model_type`, by structure, or passed as `family`). method: a
+    name from `exitwise.methods.names()` or a Method; preset: one of its `presets`, such as what its paper says; knobs: its options, which
+    go before those of the preset. exits: trained heads and parts (see `fresh_exits`), which are put into evaluation mode. The model is not
+    changed: it carries the exits only inside a verb or an `attached()` block. Raises UnknownName, KnobError, FamilyError, and
+    FingerprintError for exits that do not fit the model.
     """
 
-    def __init__(self, model: nn.Module, method: str | Method = "mue", family: Family | None = None, **knobs: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str | Method = "mue",
+        family: Family | None = None,
+        preset: str | None = None,
+        exits: Exits | None = None,
+        **knobs: Any,
+    ) -> None:
         self.model = model
         self.method_name = method if isinstance(method, str) else "custom"
         self.method = methods.load(method) if isinstance(method, str) else method
         self.family_name, self.family = ("given", family) if family is not None else families.of(model)
-        self._settings = self.method.settings(knobs)
+        self._settings = self.method.settings({**self.method.preset(preset), **knobs})
+        self.exits = None if exits is None else self._fitting(exits)
         self.calibration: Calibration | None = None
         self._turn, self._record, self._proven = 0, False, self.family_name != families.DISCOVERED
         self.plan()  # a knob that does not fit the model is refused now, not in mid-run
@@ -83,6 +100,35 @@ class Engine:
     def streams(self) -> dict[str, str]:
         """stream -> 'encoder' or 'decoder'."""
         return {s: stack.kind for stack in self.family.stacks_of(self.model) for s in stack.streams}
+
+    def shape(self) -> Shape:
+        """What exits of this model must fit, from its configuration. Raises FamilyError where no single stream gives the answer."""
+        stream, config = answering(self.layers), getattr(self.model, "config", None)
+        width = getattr(config, "hidden_size", None)
+        if stream is None or width is None:
+            raise FamilyError(
+                f"Exits for {type(self.model).__name__} cannot be shaped: give `heads.Shape` to the method's `exits` yourself."
+            )
+        classes = int(getattr(config, "num_labels", 0)) if self.family.classifier_of(self.model) is not None else 0
+        return Shape(int(width), classes, self.layers[stream])
+
+    def fresh_exits(self, seed: int = 0) -> Exits:
+        """Untrained exits of the kind that the method wants, to be trained by its objective. Raises KnobError if it has none of its own."""
+        if self.method.exits is None:
+            raise KnobError(f"{self.method_name} trains no exits of its own: its rule reads the model's states, or its own head's answers.")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            exits = self.method.exits(self.shape())
+        exits.made_by = self.method_name
+        return exits.to(next(self.model.parameters()).device)
+
+    def _fitting(self, exits: Exits) -> Exits:
+        shape = self.shape() if getattr(self.model, "config", None) is not None else exits.shape
+        if exits.shape != shape or (len(exits.heads) and self.family.classifier_of(self.model) is None):
+            raise FingerprintError(
+                f"These exits are of {exits.shape}; {type(self.model).__name__} needs {shape}. Train exits for this model."
+            )
+        return exits.eval()
 
     def settings_dict(self) -> dict[str, Any]:
         """The method's knobs as they stand."""
@@ -108,8 +154,19 @@ class Engine:
         return other
 
     def plan(self) -> Plan:
-        """What a run will do."""
-        return self.method.plan(self._settings, self.layers)
+        """What a run will do. Raises KnobError where it needs trained parts that the engine was not given."""
+        plan = self.method.plan(self._settings, self.layers)
+        self._equipped(plan)
+        return plan
+
+    def _equipped(self, plan: Plan) -> None:
+        have = set() if self.exits is None else set(self.exits.parts)
+        for rule in plan.rules.values():
+            if isinstance(rule, Reading) and (rule.threshold < 1 or plan.record) and not have.issuperset(rule.needs):
+                raise KnobError(
+                    f"{self.method_name} needs trained exits with {', '.join(rule.needs)}. Train them (docs/adding-a-method.md) "
+                    "and pass Engine(..., exits=...), or load an engine that was saved with them."
+                )
 
     # -- running ----------------------------------------------------------------------------------------------------------------
 
@@ -125,12 +182,13 @@ class Engine:
         if steps is None:
             steps = (getattr(config, "max_new_tokens", None) or getattr(config, "max_length", None) or 20) if config is not None else 20
         plan = replace(self.plan(), steps=steps, record=record or self._record)
+        self._equipped(plan)
         plan = replace(plan, seed=plan.seed * 1_000_003 + self._turn)  # draws differ from run to run, and repeat with a new engine
         self._turn += 1
         if drop_ended and config is not None and config.eos_token_id is not None:
             ids = self.family.ends(self.model) if self.family.ends is not None else config.eos_token_id
             plan = replace(plan, ends=frozenset([ids] if isinstance(ids, int) else ids), pad=config.pad_token_id)
-        with attached(self.model, self.family, plan) as session:
+        with attached(self.model, self.family, plan, self.exits) as session:
             yield session
 
     def _prove(self, call: Callable[[], Any]) -> None:
@@ -187,8 +245,9 @@ class Engine:
         answers = torch.tensor([[*c, *[pad] * (longest - len(c))] for c in candidates], device=prompt.device)
         counts = torch.tensor([[i < len(c) for i in range(longest)] for c in candidates], device=prompt.device)
         tokens = torch.cat([prompt.repeat_interleave(count, 0), answers.repeat(rows, 1)], 1)
-        plan = replace(self.plan(), group=count)
-        with torch.no_grad(), attached(self.model, self.family, plan) as session:
+        first = {int(c[0]) for c in candidates}  # what can follow the prompt: reading rules judge these answers, where they differ at once
+        plan = replace(self.plan(), group=count, place=prompt.shape[1] - 1, candidates=tuple(sorted(first)) if len(first) > 1 else None)
+        with torch.no_grad(), attached(self.model, self.family, plan, self.exits) as session:
             encoded = model.get_encoder()(**{k: v for k, v in inputs.items() if not k.startswith("decoder_")})
             expanded = type(encoded)(**{k: _repeat(v, rows, count) for k, v in encoded.items()})
             mask = inputs.get("attention_mask")
@@ -229,34 +288,50 @@ class Engine:
         rows: Sequence[Any],
         keep: float = 0.99,
         quality: Quality | None = None,
-        predict: Callable[[Engine, Sequence[Any]], tuple[Sequence[Any], Trace]] | None = None,
+        predict: Predict | None = None,
         trials: int = 24,
         margin: float = 0.0,
         progress: Callable[[int, int], None] | None = None,
+        confidence: float | None = None,
+        loss: Loss | None = None,
+        scale: float | None = None,
+        budget: float | None = None,
+        cost: str = "etr",
+        seed: int = 0,
         **generate: Any,
     ) -> Calibration:
         """Choose the cheapest thresholds that keep `keep` of the full depth's quality on these rows; the engine takes them.
 
-        rows: any sequence; by default each is a dict of `generate`'s inputs for one item. predict: (engine, rows) -> (outputs,
-        trace), by default
-        `generate` row by row with `generate`'s arguments. quality: (outputs, rows) -> one figure, or one per row; higher is better,
-        by default 1.0 where the output equals the full-depth model's. margin: standard errors by which the share must be
-        kept (0: the mean alone; see `calibrate.budget.Bar`), which needs a figure per row. trials: most settings that are run. Cost is
-        one minus ETR. Raises CalibrationError for an empty or hopeless request.
+        rows: any sequence; by default each is a dict of the inputs for one item. predict: (engine, rows) -> (outputs, trace), by default
+        `generate` (or `run`, where the model does not generate) row by row with `generate`'s arguments. quality: (outputs, rows) -> one
+        figure, or one per row; higher is better, by default 1.0 where the output equals the full-depth model's. margin: standard errors by
+        which the share must be kept (0: the mean alone; see `calibrate.budget.Bar`), which needs a figure per row. trials: most settings
+        that are run. Cost is one minus ETR.
+        confidence: promise it for new rows (`calibrate.promised_runs`; loss, scale and seed: see `Asked` there). budget: instead, the best
+        quality at a mean cost of at most this share of full depth's; cost: 'etr', 'macs' or 'ms', measured on some of the rows.
+        Raises CalibrationError for an empty or hopeless request.
         """
-        foretell = predict or (lambda engine, items: _predict(engine, items, generate))
+        ruled = self.plan().rules  # a method may have a knob for a stream that it cannot judge in this model
+        foretell: Predict = predict or (lambda engine, items: _predict(engine, items, generate))
 
-        def run(changes: dict[str, Any], record: bool) -> Outcome:
+        def run(changes: dict[str, Any], record: bool, items: Sequence[Any] = rows) -> Outcome:
             engine = self.with_settings(**changes)
             if record:
                 engine = engine.recording()
-            outputs, trace = foretell(engine, rows)
+            outputs, trace = foretell(engine, items)
             return Outcome(outputs, trace)
 
-        found = search(
-            run=run, quality=quality, rows=rows, keep=keep, trials=trials, margin=margin, progress=progress,
-            streams={s: n for s, n in self.layers.items() if s in self.method.calibrated}, minimum=self._settings.get("minimum", 1),
-        )  # fmt: skip
+        streams = {s: n for s, n in self.layers.items() if s in self.method.calibrated and s in ruled}
+        minimum = self._settings.get("minimum", 1)
+        one_wish(confidence, budget, margin)
+        if confidence is not None:
+            asked = Asked(keep, confidence, loss=loss, quality=quality, scale=scale, trials=trials, minimum=minimum, seed=seed)
+            found = promised_runs(run, rows, streams, asked, progress)
+        elif budget is not None:
+            prices = prices_of(self, cost, [partial(_traced, foretell, row) for row in rows[:ITEMS]])
+            found = spend(run, rows, streams, budget, prices, quality, trials, minimum, progress)
+        else:
+            found = search(run, rows, streams, keep, quality, trials, minimum, margin, progress)
         self._settings = self.method.settings({**self._settings, **found.settings})
         self.calibration = found
         return found
@@ -264,11 +339,17 @@ class Engine:
     # -- keeping ----------------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write what was chosen and calibrated (never the base model) and the base's fingerprint to `folder`/exitwise.json."""
-        path = Path(folder)
+        """Write what was chosen and calibrated (never the base model) and the base's fingerprint to `folder`/exitwise.json.
+
+        Trained exits go beside it, into exits.safetensors.
+        """
+        path, base = Path(folder), fingerprint(self.model)
         path.mkdir(parents=True, exist_ok=True)
+        if self.exits is not None:
+            heads.save(self.exits, path, base)
         body = {
-            "format": FORMAT, "method": self.method_name, "settings": self._settings, "base": fingerprint(self.model),
+            "format": FORMAT, "version": __version__, "method": self.method_name, "settings": self._settings, "base": base,
+            "exits": self.exits is not None,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }  # fmt: skip
         part = path / (SETTINGS_FILE + ".part")
@@ -294,9 +375,32 @@ class Engine:
         if here != base:
             wrong = ", ".join(f"{k} {base.get(k)!r} -> {here[k]!r}" for k in here if here[k] != base.get(k))
             raise FingerprintError(f"These exits were saved for another model ({wrong}). Load that model, or calibrate anew.")
-        engine = cls(model, kind, family, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        exits = _saved_exits(Path(folder), model, base) if body.get("exits") else None
+        knobs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        try:
+            engine = cls(model, kind, family, exits=exits, **knobs)
+        except (UnknownName, KnobError) as problem:
+            saved = body.get("version", "an earlier one")
+            raise CheckpointError(
+                f"{path} does not fit this version, {__version__} (saved by {saved}): {problem} Calibrate anew."
+            ) from None
         engine.calibration = None if body.get("calibration") is None else Calibration.from_dict(body["calibration"])
         return engine
+
+
+def _saved_exits(folder: Path, model: nn.Module, base: Any) -> Exits:
+    """The exits beside the settings, built by the file of the method that made them."""
+    saved = heads.read(folder)
+    if saved.base != base:
+        raise FingerprintError(
+            f"{saved.path} was trained on another model than the settings beside it were saved for. Copy both, or train anew."
+        )
+    build = methods.load(saved.made_by).exits
+    if build is None:
+        raise CheckpointError(
+            f"{saved.path} says that it is of {saved.made_by!r}, which trains no exits. Train the exits and save them again."
+        )
+    return saved.into(build(saved.shape)).to(next(model.parameters()).device)
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
@@ -322,7 +426,16 @@ def _repeat(value: Any, rows: int, count: int) -> Any:
     return value.repeat_interleave(count, 0) if isinstance(value, Tensor) and value.shape[0] == rows and rows * count > 1 else value
 
 
-def _predict(engine: Engine, rows: Sequence[Any], generate: dict[str, Any]) -> tuple[list[list[int]], Trace]:
+def _traced(predict: Predict, row: Any, engine: Engine) -> Trace:
+    return predict(engine, [row])[1]
+
+
+def _predict(engine: Engine, rows: Sequence[Any], generate: dict[str, Any]) -> tuple[list[Any], Trace]:
+    """What the model writes; where it does not write, the class that it gives."""
+    if not getattr(engine.model, "can_generate", lambda: hasattr(engine.model, "generate"))():
+        runs = [engine.run(**row, **generate) for row in rows]
+        said = [(out.logits.argmax(-1) if out.logits.shape[-1] > 1 else out.logits).flatten().tolist() for out in runs]
+        return said, Trace.cat([out.trace for out in runs])
     outs = [engine.generate(**row, **generate) for row in rows]
     return [out.sequences[0].tolist() for out in outs if out.sequences is not None], Trace.cat([out.trace for out in outs])
 

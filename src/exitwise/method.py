@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from .errors import KnobError, unknown
+from .heads import Exits, Shape
+from .reading import Reading
 from .run.walk import Plan
+
+if TYPE_CHECKING:
+    from .train.exits import Objective
 
 Settings = Mapping[str, Any]
 
@@ -41,13 +46,31 @@ class Knob:
 
 @dataclass(frozen=True)
 class Method:
-    """A method as a value. plan: (settings, stream -> layers of its stack) -> Plan. calibrated: the knobs that calibration chooses."""
+    """A method as a value. plan: (settings, stream -> layers of its stack) -> Plan. calibrated: the knobs that calibration chooses.
+
+    presets: name -> settings, for what a paper says or its code does. A preset 'x-answer' is 'x' for answers that one pass decides.
+    exits: builds what the method trains, for a shape; None trains nothing of its own. objective: its training objective. frozen: the
+    base is not trained with it.
+    """
 
     paper: str
     about: str
     plan: Callable[[Settings, Mapping[str, int]], Plan]
     knobs: tuple[Knob, ...] = ()
     calibrated: tuple[str, ...] = ()
+    presets: Mapping[str, Settings] = field(default_factory=dict, hash=False)
+    exits: Callable[[Shape], Exits] | None = None
+    objective: Objective | None = None
+    frozen: bool = True
+
+    def preset(self, name: str | None, kind: str | None = None) -> dict[str, Any]:
+        """The settings of a preset, for a kind of task where it has some of its own; none for None. Raises UnknownName."""
+        if name is None:
+            return {}
+        special = f"{name}-{kind}"
+        if name not in self.presets:
+            raise unknown("preset", name, self.presets or ("none for this method",))
+        return dict(self.presets[special if special in self.presets else name])
 
     def settings(self, given: Settings) -> dict[str, Any]:
         """All knobs, defaults filled in and checked. Raises UnknownName for a knob that the method does not have."""
@@ -59,3 +82,33 @@ class Method:
         for name, value in out.items():
             known[name].check(value)
         return out
+
+
+STREAMS = ("image", "text", "audio", "decoder")
+
+
+def reading_knobs(about: str) -> tuple[Knob, ...]:
+    """A threshold for each stream whose answer a rule may read. A model has one: its decoder, or its only encoder."""
+    return tuple(Knob(stream, 1.0, f"{about} 1 or more never leaves. Choose it by calibration.", 0.0, 2.0) for stream in STREAMS)
+
+
+def answering(layers: Mapping[str, int]) -> str | None:
+    """The stream whose state is read out to the answer: the decoder, else the only one; None if several encoder streams share it."""
+    return STREAMS[-1] if STREAMS[-1] in layers else next(iter(layers)) if len(layers) == 1 else None
+
+
+def reading_plan(settings: Settings, layers: Mapping[str, int], rule: Callable[[float], Reading]) -> Plan:
+    """A plan whose answering stream follows `rule`(its threshold); all others run at full depth, as the model has them.
+
+    Raises KnobError for a threshold on a stream that gives no answer.
+    """
+    stream = answering(layers)
+    for other in layers:
+        if other != stream and settings.get(other, 1.0) < 1:
+            raise KnobError(
+                f"{other}={settings[other]} would leave where nothing can be read: this method judges the answer, which "
+                f"{'the ' + repr(stream) + ' stream' if stream else 'no single stream'} of this model gives."
+            )
+    rules = {} if stream is None else {stream: rule(settings.get(stream, 1.0))}
+    policy = settings.get("keys_values", "propagate")
+    return Plan(rules, decompose=False, policy=policy, together=settings.get("batch") == "min")

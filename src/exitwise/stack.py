@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ class Stack:
     fresh_bias: the first layer makes a bias for the deeper ones (T5), so late runs start at the first layer.
     listen: dotted paths of modules whose last call `spans` needs: it finds the positional arguments of that call under the path.
     shared: names of a layer's arguments that have no dimension of rows, such as a causal mask (tokens, tokens); they are passed on whole.
+    order: for an encoder that calls a layer more than once (ALBERT): model -> number of the layer that runs at each depth, from 0.
     """
 
     path: str
@@ -40,9 +41,10 @@ class Stack:
     fresh_bias: bool = False
     listen: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    order: Callable[[Any], Sequence[int]] | None = None
 
-    def layers(self, model: nn.Module) -> nn.ModuleList:
-        """The ModuleList itself."""
+    def layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The layers in the order in which they run, one for each depth: the ModuleList itself, if `order` does not say otherwise."""
         found = reach(model, self.path)
         if not isinstance(found, nn.ModuleList):
             raise FamilyError(f"{self.path} of {type(model).__name__} is a {type(found).__name__}, not a list of layers.")
@@ -50,7 +52,7 @@ class Stack:
             raise FamilyError(
                 f"Layers of {self.path} in {type(model).__name__} are one and the same module: their depth cannot be told apart."
             )
-        return found
+        return cast(Sequence[nn.Module], found) if self.order is None else [found[i] for i in self.order(model)]
 
     def owner_module(self, model: nn.Module) -> nn.Module:
         """The module whose forward loops over the layers."""
@@ -65,7 +67,9 @@ class Family:
     """A kind of model, as data: which `config.model_type`s (or class names) it covers, its stacks, and how a state is read out.
 
     readout: (model, state (rows, tokens, width)) -> logits, exact for the last layer's state; None where there is no head to share.
-    head: dotted path of the output head, to count its calls; None asks the model's `get_output_embeddings`.
+    head: dotted path of the output head, to count its calls; None: the classifier, or what the model's `get_output_embeddings` gives.
+    classifier: dotted path of the module whose output is the logits (rows, classes) of a classifier: there the heads of exits answer for
+    rows that left early. A model that does not have it takes no exits with heads.
     ends: model -> ids of the tokens after which its own `generate` stops a row; None takes the generation config's.
     about: the classes it covers, for `exitwise families`. tiny: () -> (a random tiny model, one batch of two rows), for tests.
     """
@@ -78,11 +82,17 @@ class Family:
     tiny: Callable[[], tuple[nn.Module, dict[str, Any]]] | None = None
     head: str | None = None
     ends: Callable[[Any], frozenset[int]] | None = None
+    classifier: str | None = None
 
     def stacks_of(self, model: nn.Module) -> tuple[Stack, ...]:
         """The stacks of this very model."""
         found = self.stacks(model) if callable(self.stacks) else self.stacks
         return tuple(s for s in found if _holds(model, s.path))
+
+    def classifier_of(self, model: nn.Module) -> nn.Module | None:
+        """The classifier's module, if this very model has it."""
+        found = _found(model, self.classifier) if self.classifier is not None else None
+        return found if isinstance(found, nn.Module) else None
 
     def fits(self, model: nn.Module) -> bool:
         """Whether this file describes the model."""
@@ -102,11 +112,16 @@ def reach(model: Any, path: str) -> Any:
     return found
 
 
-def _holds(model: nn.Module, path: str) -> bool:
+def _found(model: nn.Module, path: str) -> Any:
     try:
-        return len(reach(model, path)) > 0
+        return reach(model, path)
     except FamilyError:
-        return False
+        return None
+
+
+def _holds(model: nn.Module, path: str) -> bool:
+    found = _found(model, path)
+    return found is not None and len(found) > 0
 
 
 def towers(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:

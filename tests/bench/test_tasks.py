@@ -89,9 +89,9 @@ def test_the_split_is_chosen_and_never_guessed(tmp_path: Path) -> None:
     place = folder(tmp_path, GOOD_CAPTION, name="dev.jsonl")
     assert tasks.load("caption", place).split == "dev"
     folder(tmp_path, GOOD_CAPTION, name="train.jsonl")
-    with pytest.raises(InputError, match="several files: dev, train"):
+    with pytest.raises(InputError, match="several splits: dev, train"):
         tasks.load("caption", place)
-    with pytest.raises(InputError, match="has no test.jsonl"):
+    with pytest.raises(InputError, match="no splits called test"):
         tasks.load("caption", place, "test")
     with pytest.raises(InputError, match="does not exist"):
         tasks.load("caption", place / "nowhere")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from exitwise import Engine, Family, Stack, families
 from exitwise.errors import FamilyError
 from exitwise.inspect import check, require
+from exitwise.stack import discover
 
 
 def marian() -> Any:
@@ -77,12 +78,13 @@ def test_the_owner_of_a_discovered_stack_knows_which_tokens_are_real() -> None:
         max_position_embeddings=64,
     )  # fmt: skip
     model = RobertaForSequenceClassification(config).eval()
-    (stack,) = families.of(model)[1].stacks
+    family = discover(model)  # as if no file described it
+    (stack,) = family.stacks_of(model)
     assert (stack.path, stack.owner) == ("roberta.encoder.layer", "roberta")
     ids = torch.arange(40).view(4, 10) % 90 + 5
     mask = torch.ones_like(ids)
     ids[:, 6:], mask[:, 6:] = 1, 0
-    engine = Engine(model, "mue")
+    engine = Engine(model, "mue", family=family)
     padded = engine.run(input_ids=ids, attention_mask=mask, record=True).trace.sureness["text"]
     bare = engine.run(input_ids=ids[:, :6], attention_mask=mask[:, :6], record=True).trace.sureness["text"]
     torch.testing.assert_close(padded, bare, atol=1e-5, rtol=1e-5)  # float32 sums over other shapes

@@ -70,9 +70,9 @@ class Reader:
         rows = self.state[f"{table}.weight"]
         return torch.stack([torch.stack([rows[int(each)] for each in line]) for line in index]).permute(2, 0, 1)
 
-    def logits(self, pixels: Tensor, source: list[int], target: list[int], decomposed: bool = False) -> Tensor:
-        """(T, vocabulary) of an image (3, H, W), a text and what the decoder was given."""
-        grid, types = self.pictures("encoder.embed_images", pixels), self.state["encoder.type_embedding.weight"]
+    def embedded(self, grid: Tensor, source: list[int]) -> tuple[Tensor, Tensor, list[int]]:
+        """What enters the encoder, of the stem's features (C, rows, columns) and a text: states, positions, and numbers of the cells."""
+        types = self.state["encoder.type_embedding.weight"]
         cells = [(row, column) for row in range(grid.shape[1]) for column in range(grid.shape[2])]
         image = torch.stack([grid[:, row, column] for row, column in cells])
         image = self.norm("encoder.patch_layernorm_embedding", self.linear("encoder.image_proj", image) + types[1])
@@ -82,39 +82,51 @@ class Reader:
             self.norm("encoder.image_pos_ln", self.state["encoder.embed_image_positions.weight"][ids]),
             self.norm("encoder.pos_ln", self.state["encoder.embed_positions.weight"][: len(source)]),
         ])  # fmt: skip
-        states, first = torch.cat([image, text]), len(cells)
-        query, key = (self.heads(self.linear(f"encoder.pos_{each}_linear", where)) for each in "qk")
-        absolute = self.scores(query, key)
-        if decomposed:
-            absolute[:, :first, first:] = absolute[:, first:, :first] = -math.inf
-        for index in range(self.size.encoder):
-            layer, bias = f"encoder.layers.{index}", absolute.clone()
-            near = self.state["encoder.image_rp_bucket"][ids][:, ids]
-            bias[:, :first, :first] += self.relative(f"encoder.image_rel_pos_table_list.{index}", near)
-            near = self.state["encoder.token_rp_bucket"][: len(source), : len(source)]
-            bias[:, first:, first:] += self.relative(f"encoder.token_rel_pos_table_list.{index}", near)
-            before = self.norm(f"{layer}.self_attn_layer_norm", states)
-            states = states + self.norm(f"{layer}.attn_ln", self.attention(f"{layer}.self_attn", before, before, bias))
-            states = self.feed(layer, states)
-        return self.decode(self.norm("encoder.layer_norm", states), where, target)
+        return torch.cat([image, text]), where, ids
 
-    def decode(self, encoded: Tensor, where: Tensor, target: list[int]) -> Tensor:
-        states = self.norm("decoder.layernorm_embedding", self.state["decoder.embed_tokens.weight"][target])
-        own = self.norm("decoder.pos_ln", self.state["decoder.embed_positions.weight"][: len(target)])
+    def encoder_layer(self, index: int, states: Tensor, where: Tensor, ids: list[int], decomposed: bool = False) -> Tensor:
+        """One layer on image tokens, then text tokens."""
+        layer, first, words = f"encoder.layers.{index}", len(ids), len(states) - len(ids)
+        query, key = (self.heads(self.linear(f"encoder.pos_{each}_linear", where)) for each in "qk")
+        bias = self.scores(query, key)
+        if decomposed:
+            bias[:, :first, first:] = bias[:, first:, :first] = -math.inf
+        near = self.state["encoder.image_rp_bucket"][ids][:, ids]
+        bias[:, :first, :first] += self.relative(f"encoder.image_rel_pos_table_list.{index}", near)
+        near = self.state["encoder.token_rp_bucket"][:words, :words]
+        bias[:, first:, first:] += self.relative(f"encoder.token_rel_pos_table_list.{index}", near)
+        before = self.norm(f"{layer}.self_attn_layer_norm", states)
+        states = states + self.norm(f"{layer}.attn_ln", self.attention(f"{layer}.self_attn", before, before, bias))
+        return self.feed(layer, states)
+
+    def decoder_layer(self, index: int, states: Tensor, encoded: Tensor, where: Tensor) -> Tensor:
+        """One layer on the decoder's tokens over the encoder's."""
+        layer, length = f"decoder.layers.{index}", len(states)
+        own = self.norm("decoder.pos_ln", self.state["decoder.embed_positions.weight"][:length])
 
         def positions(kind: str, keys: Tensor) -> Tensor:
             query, key = self.linear(f"decoder.{kind}_pos_q_linear", own), self.linear(f"decoder.{kind}_pos_k_linear", keys)
             return self.scores(self.heads(query), self.heads(key))
 
-        later = torch.ones(len(target), len(target)).triu(1).bool()
-        mine, cross = positions("self", own).masked_fill(later, -math.inf), positions("cross", where)
-        for index in range(self.size.decoder):
-            layer = f"decoder.layers.{index}"
-            near = self.state["decoder.token_rp_bucket"][: len(target), : len(target)]
-            bias = mine + self.relative(f"decoder.token_rel_pos_table_list.{index}", near)
-            before = self.norm(f"{layer}.self_attn_layer_norm", states)
-            states = states + self.norm(f"{layer}.self_attn_ln", self.attention(f"{layer}.self_attn", before, before, bias))
-            before = self.norm(f"{layer}.encoder_attn_layer_norm", states)
-            states = states + self.norm(f"{layer}.cross_attn_ln", self.attention(f"{layer}.encoder_attn", before, encoded, cross))
-            states = self.feed(layer, states)
+        bias = positions("self", own).masked_fill(torch.ones(length, length).triu(1).bool(), -math.inf)
+        bias = bias + self.relative(f"decoder.token_rel_pos_table_list.{index}", self.state["decoder.token_rp_bucket"][:length, :length])
+        before = self.norm(f"{layer}.self_attn_layer_norm", states)
+        states = states + self.norm(f"{layer}.self_attn_ln", self.attention(f"{layer}.self_attn", before, before, bias))
+        before = self.norm(f"{layer}.encoder_attn_layer_norm", states)
+        mixed = self.attention(f"{layer}.encoder_attn", before, encoded, positions("cross", where))
+        return self.feed(layer, states + self.norm(f"{layer}.cross_attn_ln", mixed))
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits of the decoder's states."""
         return self.norm("decoder.layer_norm", states) @ self.state["decoder.output_projection.weight"].T
+
+    def logits(self, pixels: Tensor, source: list[int], target: list[int], decomposed: bool = False) -> Tensor:
+        """(T, vocabulary) of an image (3, H, W), a text and what the decoder was given."""
+        states, where, ids = self.embedded(self.pictures("encoder.embed_images", pixels), source)
+        for index in range(self.size.encoder):
+            states = self.encoder_layer(index, states, where, ids, decomposed)
+        encoded = self.norm("encoder.layer_norm", states)
+        states = self.norm("decoder.layernorm_embedding", self.state["decoder.embed_tokens.weight"][target])
+        for index in range(self.size.decoder):
+            states = self.decoder_layer(index, states, encoded, where)
+        return self.head(states)

@@ -191,3 +191,56 @@ def test_distilled_by_hand() -> None:
     assert distilled(states, identity, teacher, ~asked & asked).item() == 0
     loss.backward()
     assert teacher.grad is None and states[0].grad is not None and bool((states[0].grad[0, 1] == 0).all())
+
+
+def test_the_worst_labels_of_each_layer_are_left_out_by_hand() -> None:
+    """Two classes, five labels of class 0; chances of it 1/2, 1/4, 1/8, 3/4, 7/8. A layer's worst fifth, then its worst half, goes."""
+    chances = torch.tensor([1 / 2, 1 / 4, 1 / 8, 3 / 4, 7 / 8])
+    first = torch.stack([chances, 1 - chances], -1).log()[None]
+    second = first.flip(1)  # its worst stands elsewhere
+    losses = sorted(-math.log(chance) for chance in chances.tolist())
+    labels = torch.zeros(1, 5, dtype=torch.long)
+    for share, kept in ((0.2, 4), (0.5, 2), (0.99, 1), (0.0, 5)):
+        expected = 2 * sum(losses[:kept]) / kept
+        assert float(layerwise([first, second], identity, labels, drop_worst=share)) == pytest.approx(expected)
+    with pytest.raises(KnobError, match="drop_worst is 1.0"):
+        layerwise([first], identity, labels, drop_worst=1.0)
+
+
+def test_the_last_alone_is_the_plain_loss(states: list[torch.Tensor]) -> None:
+    assert layer_weights(3, "last") == [0, 0, 3]
+    plain = F.cross_entropy(states[-1].flatten(0, 1), LABELS.flatten(), ignore_index=-100)
+    assert torch.allclose(layerwise(states, identity, LABELS, weights="last", reduction="mean"), plain)
+
+
+@pytest.mark.parametrize("kind", ["labels", "rewards"])
+def test_the_lean_head_gives_the_same_loss_and_gradients_and_is_read_out_again(states: list[torch.Tensor], kind: str) -> None:
+    head = torch.nn.Linear(5, 7)
+    calls: list[int] = []
+
+    def readout(hidden: torch.Tensor) -> torch.Tensor:
+        calls.append(len(hidden))
+        return head(hidden)
+
+    found = []
+    for lean in (False, True):
+        head.zero_grad()
+        for state in states:
+            state.grad = None
+        calls.clear()
+        if kind == "labels":
+            loss = layerwise(states, readout, LABELS, smoothing=0.1, drop_worst=0.4, lean=lean)
+        else:
+            loss = self_critical(states, readout, LABELS, torch.tensor([1.0, -2.0]), lean=lean)
+        loss.backward()
+        assert len(calls) == (5 if lean else 3)  # all but the last of three again
+        found.append([loss.detach(), head.weight.grad, *(state.grad for state in states)])
+    assert all(torch.allclose(*pair) for pair in zip(*found, strict=True))
+
+
+def test_the_constraint_may_be_given_for_the_labels_that_count(states: list[torch.Tensor]) -> None:
+    whole = torch.rand(2, 3, 5) < 0.5
+    whole.scatter_(-1, LABELS.clamp(min=0)[..., None], True)
+    assert torch.equal(
+        layerwise(states, identity, LABELS, allowed=whole), layerwise(states, identity, LABELS, allowed=whole[LABELS != -100])
+    )

@@ -2,7 +2,8 @@
 
 Judged on the embedded sample, and, where .data/ holds them, on the held-out splits of Flickr8k and NLVR that
 recipes/shipped/splits.json names.
-A step that fails is recorded and does not stop the others. Run: python -m exitwise.bench [--only demo,caption,answer,speed] [--repeats 9]
+A step that fails is recorded and does not stop the others. `--only ofa` means ofa-speed, ofa-load and ofa-parts.
+Run: python -m exitwise.bench [--only demo,caption,answer,speed,front,promise,ofa,training] [--repeats 9]
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..engine import Engine
 from ..models import shipped_path
-from . import record, speed, table, tasks
+from . import fronts, ofa, promise, record, recording, speed, table, tasks, training
+from .ask import Asker, load_pair
 from .demo import KEEP
 from .measure import Setup, judge_on
 
 HELDOUT = Path(".data/heldout")
+LEDGERS = Path(".data/ledgers")
 Summary = dict[str, float | None]
 
 
@@ -57,6 +62,48 @@ def timing(out: Path, summary: Summary, repeats: int) -> None:
         summary["run/overhead_never"] = run["overhead"]
 
 
+def whole_front(out: Path, summary: Summary, repeats: int) -> None:
+    """A front of 20,000 settings from a ledger of 10,000 rows, on one core: the slower of two shapes."""
+    with record.run(out, "calibrate-front", {"rows": 10_000, "exits": 12, "threads": 1}, 0) as run:
+        run["shapes"] = fronts.seconds(repeats=repeats)
+        summary["calibrate/seconds_20000"] = max(shape["median_s"] for shape in run["shapes"].values())
+
+
+def promises(folder: Path, out: Path, summary: Summary, asked: promise.Asked) -> None:
+    """The shipped model's answers on all held-out rows, recorded once under .data/ledgers, and a thousand samples of them."""
+    with record.run(out, "promise-answer", {"data": "held-out answer, calibration and test", **asdict(asked)}, asked.seed) as run:
+        model, processor = load_pair(None)
+        engine = Engine(model, "mue", decoder_scope="last")
+        items = [item for split in ("calibration", "test") for item in tasks.load("answer", folder, split).items]
+        book = recording.recorded(Asker(model, processor), engine, items, LEDGERS, _tell)
+        run.update(promise.simulate(book, asked, _tell))
+        summary["promise/violation_rate"] = run["violation_rate"]
+        summary["promise/cost_over_hindsight"] = run["cost_over_hindsight"]
+
+
+def figure(key: str, found: str, config: dict[str, Any], measure: Callable[[], dict[str, Any]], out: Path, summary: Summary) -> None:
+    """One of the promises about OFA: a run named after its key, whose figure `found` goes into the summary."""
+    with record.run(out, key.replace("/", "-"), config, 0) as run:
+        run.update(measure())
+        summary[key] = run[found]
+
+
+def about_ofa(out: Path, summary: Summary, repeats: int) -> dict[str, Callable[[], None]]:
+    """Speed at 2/6/2 with the stem, memory of loading, and the parts against the formulas: each a step of its own."""
+    asked: list[tuple[str, str, str, dict[str, Any], Callable[[], dict[str, Any]]]] = [
+        ("ofa-speed", "ofa/base_speedup_2_6_2", "speedup", {"shape": "ofa-base, 480 px", "tokens": 16}, lambda: ofa.speedup(repeats)),
+        ("ofa-load", "ofa/load_memory_ratio", "load_memory_ratio", {"shape": "ofa-large", "file": "random, fairseq's"}, ofa.loading),
+        ("ofa-parts", "ofa/parts_max_error", "parts_max_error", {"sizes": "tiny to large", "image": "2 x 3 cells"}, ofa.deviations),
+    ]
+    return {name: partial(figure, key, found, config, measure, out, summary) for name, key, found, config, measure in asked}
+
+
+def fitting(out: Path, summary: Summary, repeats: int) -> None:
+    """What the layer-wise loss costs in a training step at OFA-Tiny's shape, 480 px, the stem left out."""
+    run = training.measure(out, training.Shape(), repeats)
+    summary["ofa/train_time_ratio"], summary["ofa/train_memory_ratio"] = run["time_ratio"], run["memory_ratio"]
+
+
 def _figures(summary: Summary, key: str, run: dict[str, Any]) -> None:
     rows = {row["key"]: row for row in run["rows"]}
     ours, kind = rows["mue"], run["task"]["kind"]
@@ -78,6 +125,9 @@ def steps(out: Path, summary: Summary, repeats: int, beams: int) -> dict[str, Ca
     found: dict[str, Callable[[], None]] = {
         "demo": lambda: demo(out, summary),
         "speed": lambda: timing(out, summary, repeats),  # before the others, whose memory would slow the clock
+        "front": lambda: whole_front(out, summary, repeats),
+        **about_ofa(out, summary, repeats),
+        "training": lambda: fitting(out, summary, repeats),
     }
     for kind in tasks.KINDS:
         folder = HELDOUT / kind
@@ -85,6 +135,9 @@ def steps(out: Path, summary: Summary, repeats: int, beams: int) -> dict[str, Ca
             found[kind] = partial(held, kind, folder, out, summary, beams if kind == "caption" else 1)
         else:
             print(f"{folder} is not there: its figures are left out. recipes/shipped/heldout.py writes it.", file=sys.stderr)
+    folder = HELDOUT / "answer"
+    if (folder / "calibration.jsonl").exists() and (folder / "test.jsonl").exists():
+        found["promise"] = lambda: promises(folder, out, summary, promise.Asked())
     return found
 
 
@@ -92,7 +145,7 @@ def main() -> int:
     """Runs the steps; 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--only", help="names of steps, with commas: demo, caption, answer, speed")
+    parser.add_argument("--only", help="names of steps, with commas: demo, caption, answer, speed, front, promise, ofa, training")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--beams", type=int, default=1, help="beams of the held-out captions")
     given = parser.parse_args()
@@ -100,7 +153,7 @@ def main() -> int:
     summary: Summary = json.loads(file.read_text()) if file.exists() else {}
     failed = []
     for name, step in steps(given.out, summary, given.repeats, given.beams).items():
-        if given.only and name not in given.only.split(","):
+        if given.only and not any(name == asked or name.startswith(f"{asked}-") for asked in given.only.split(",")):
             continue
         print(f"== {name}", file=sys.stderr, flush=True)
         try:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from ..models.ofa.images import nearest_grid
 from ..models.ofa.trie import Trie
 from ..trace import Trace
 from .metrics import Interval, bootstrap, cider
+from .pictures import Source
 from .tasks import Item
 
 LONGEST = 20
@@ -50,8 +50,8 @@ class Asker:
 
     def prepare(self, items: Sequence[Item], tick: Callable[[], None] = lambda: None, rows: int = 8) -> list[Asked]:
         """Decode each image and run the stem on it once, `rows` of one shape together. Raises InputError that names the item."""
-        found: dict[Path, tuple[Tensor, Tensor, tuple[int, int]]] = {}
-        waiting: dict[tuple[int, int], list[tuple[Path, Tensor]]] = {}
+        found: dict[Source, tuple[Tensor, Tensor, tuple[int, int]]] = {}
+        waiting: dict[tuple[int, int], list[tuple[Source, Tensor]]] = {}
 
         def flush(grid: tuple[int, int]) -> None:
             files, pixels = zip(*waiting.pop(grid), strict=True)
@@ -60,7 +60,7 @@ class Asker:
             for row, file in enumerate(files):
                 found[file] = pixels[row], features[row : row + 1], grid
 
-        seen: set[Path] = set()
+        seen: set[Source] = set()
         for item in items:
             tick()
             if item.image in seen:  # several questions about one picture
@@ -109,7 +109,10 @@ class Asker:
         pixels: bool = False,
         through: Callable[[list[int], Callable[[], Said]], Said] = lambda places, run: run(),
     ) -> Said:
-        """All items through the engine, in batches. through: (places, run) is called for every batch, and may know what run() would say."""
+        """All items through the engine, in batches; one by one where a batch would be measured as a single row, lest one item decide for
+        another. through: (places, run) is called for every batch, and may know what run() would say."""
+        if engine.plan().pooled:
+            rows = 1
         texts: list[str] = [""] * len(asked)
         tokens: list[list[tuple[str, int]]] = [[] for _ in asked]
         traces, order = [], []

@@ -24,7 +24,8 @@ from .ask import Asked, Asker, Said, load_pair, scores
 from .choosing import Tick
 from .compare import ratio
 from .journal import Journal
-from .metrics import bootstrap
+from .metrics import bleu, bootstrap
+from .pictures import Source
 from .ways import Request, Way, choose, histogram, kept
 
 READINGS = {"streams": "mean", "deepest": "max", "tokens": "tokens"}
@@ -35,7 +36,8 @@ STEM = "model.encoder.stem"
 class Setup:
     """How a task is judged. model: a folder of a unified model (None: the shipped one). exits: a folder of `Engine.save`, judged
     as they are
-    (None: calibrate). keep, margin: see `ways.Request`. beams: for captions. timed: items on the clock. gallery: pictures in the report."""
+    (None: calibrate). keep, margin, preset: see `ways.Request`. beams: for captions. timed: items on the clock.
+    gallery: pictures in the report."""
 
     model: str | None = None
     exits: str | Path | None = None
@@ -44,6 +46,7 @@ class Setup:
     seed: int = 0
     keep: float = 0.99
     margin: float = 0.0
+    preset: str | None = None
     beams: int = 1
     timed: int = 24
     gallery: int = 12
@@ -57,6 +60,7 @@ def judge(
     calibration: str | Path | None = None,
     limit: int | None = None,
     skip_bad: bool = False,
+    add_caption: bool = False,
     **setup: Any,
 ) -> dict[str, Any]:
     """Judge a unified model on FOLDER's split (None: the embedded test sample) at full depth and with exits; one JSON run.
@@ -64,11 +68,11 @@ def judge(
     Thresholds are chosen on `calibration` (a folder, or a split of FOLDER; default the embedded calibration sample). setup: fields of
     `Setup`. Returns the record, which is written under `out` too. Raises InputError for data that cannot be used.
     """
-    task = tasks.sample(kind, "test") if folder is None else tasks.load(kind, folder, split, skip_bad, limit)
+    task = tasks.sample(kind, "test") if folder is None else tasks.load(kind, folder, split, skip_bad, limit, add_caption=add_caption)
     asked = Setup(**setup)
     held = None
     if asked.exits is None:
-        held = tasks.sample(kind, "calibration") if calibration is None else _calibration(kind, folder, calibration, skip_bad)
+        held = tasks.sample(kind, "calibration") if calibration is None else _calibration(kind, folder, calibration, skip_bad, add_caption)
     return judge_on(task.first(limit), held, "embedded sample" if folder is None else Path(folder).name, asked)
 
 
@@ -85,6 +89,7 @@ def judge_on(task: tasks.Task, held: tasks.Task | None, data: str, setup: Setup)
         "beams": setup.beams,
         "keep": setup.keep,
         "margin": setup.margin,
+        "preset": setup.preset,
     }
     with record.run(setup.out, setup.name or f"bench-{kind}", config, setup.seed) as run:
         items = asker.prepare(task.items, lambda: setup.tick("images"))
@@ -113,7 +118,7 @@ def judge_on(task: tasks.Task, held: tasks.Task | None, data: str, setup: Setup)
 def _chosen(asker: Asker, held: tasks.Task, setup: Setup) -> tuple[list[Way], dict[str, Any]]:
     """The ways, chosen on the held items."""
     items = asker.prepare(held.items, lambda: setup.tick("images"))
-    return choose(asker, held.kind, items, Request(keep=setup.keep, margin=setup.margin, seed=setup.seed), setup.tick)
+    return choose(asker, held.kind, items, Request(keep=setup.keep, margin=setup.margin, seed=setup.seed, preset=setup.preset), setup.tick)
 
 
 def _journal(asker: Asker, task: tasks.Task, held: tasks.Task | None, config: dict[str, Any], setup: Setup) -> Journal:
@@ -131,25 +136,30 @@ def _journal(asker: Asker, task: tasks.Task, held: tasks.Task | None, config: di
     return Journal(setup.out, setup.name or f"bench-{task.kind}", depends)
 
 
-def _stamp(file: Path) -> tuple[str, int, int]:
-    """What changes when the file does."""
+def _stamp(source: Source) -> tuple[str, ...]:
+    """What changes when the image does."""
+    file, place = (source, ()) if isinstance(source, Path) else (source.file, (source.start, source.length))
     told = file.stat()
-    return str(file.resolve()), told.st_size, told.st_mtime_ns
+    return tuple(map(str, (file.resolve(), told.st_size, told.st_mtime_ns, *place)))
 
 
 def measure(
-    run: dict[str, Any], asker: Asker, kind: str, items: Sequence[Asked], ways: Sequence[Way], setup: Setup, journal: Journal
+    run: dict[str, Any], asker: Asker, kind: str, items: Sequence[Asked], ways: Sequence[Way], setup: Setup, journal: Journal | None = None
 ) -> None:
-    """Fill a run's record: rows, saturation, gallery, thresholds."""
+    """Fill a run's record: rows, saturation, gallery, thresholds. journal: keeps what was said, for a run that is stopped."""
     said, macs = {}, {}
     for way in ways:
         setup.tick(f"quality: {way.label}")
-        said[way.key], total = journal.ask(asker, way, items)
+        said[way.key], total = _said(asker, way, items) if journal is None else journal.ask(asker, way, items)
         macs[way.key] = total / len(items)
     stem = _stem_macs(asker, items)
     clock = _times(asker, items[:: max(1, len(items) // setup.timed)][: setup.timed], ways, setup.tick)
     points = {key: scores(kind, s.texts, [a.item for a in items]) for key, s in said.items()}
     run["rows"] = [_row(way, said[way.key], points, macs, stem, clock, setup.seed) for way in ways]
+    if kind == "caption":
+        references = [a.item.references for a in items]
+        for row in run["rows"]:
+            row["bleu"] = list(bleu(said[row["key"]].texts, references))
     run["groups"] = groups([a.item for a in items], said, points)
     run["thresholds"] = (
         {k: v for k, v in ways[1].engine.settings_dict().items() if k in said[ways[1].key].trace.layers} if len(ways) > 1 else {}
@@ -157,6 +167,13 @@ def measure(
     setup.tick("saturation")
     run["saturation"] = saturation(asker, items)
     run["gallery"] = [_card(items[i], i, said, points) for i in _spread(len(items), setup.gallery)]
+
+
+def _said(asker: Asker, way: Way, items: Sequence[Asked]) -> tuple[Said, float]:
+    """What the way says of all items, and its MACs without the stem."""
+    with count_macs() as counted:
+        said = asker.ask(way.engine, items)
+    return said, counted.total
 
 
 def _row(
@@ -276,8 +293,8 @@ def _spread(count: int, wanted: int) -> list[int]:
     return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(min(wanted, count))]
 
 
-def _calibration(kind: str, folder: str | Path | None, given: str | Path, skip_bad: bool) -> tasks.Task:
+def _calibration(kind: str, folder: str | Path | None, given: str | Path, skip_bad: bool, add_caption: bool) -> tasks.Task:
     """The calibration task: another folder, or another split of the same."""
     if Path(given).is_dir():
-        return tasks.load(kind, given, None, skip_bad)
-    return tasks.load(kind, folder or tasks.sample_folder(kind), str(given), skip_bad)
+        return tasks.load(kind, given, None, skip_bad, add_caption=add_caption)
+    return tasks.load(kind, folder or tasks.sample_folder(kind), str(given), skip_bad, add_caption=add_caption)

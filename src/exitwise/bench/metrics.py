@@ -14,6 +14,7 @@ from exitwise.errors import InputError
 Grams = Counter[tuple[str, ...]]
 Vector = dict[tuple[str, ...], float]
 LONGEST = 4  # n-grams of 1..4 words
+KEPT = 10_000  # items whose references a scorer keeps weighed: all of a benchmark, some of a large training
 
 _WORDS = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|[a-z0-9]+(?:[.,:/-][a-z0-9]+)*")
 _NEGATION = re.compile(r"(?<=[a-z])n't\b")
@@ -58,22 +59,30 @@ class CiderScorer:
     """CIDEr of one text at a time, with document frequencies from these references: a metric, or the reward of a training.
 
     references: the texts of every item. `score` is on the scale of `cider`, and equals its figure where all items are the same.
+    corpus: other references to take the document frequencies from, so that the figure of an item does not depend on the others.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]], sigma: float = 6.0, clipped: bool = True) -> None:
+    def __init__(
+        self,
+        references: Sequence[Sequence[str]],
+        sigma: float = 6.0,
+        clipped: bool = True,
+        corpus: Sequence[Sequence[str]] | None = None,
+    ) -> None:
         self.sigma, self.clipped = sigma, clipped
-        known = [[grams(words(text)) for text in texts] for texts in references]
+        self._known, counts = references, references if corpus is None else corpus
         self._frequency: Counter[tuple[str, ...]] = Counter()
-        for counted in known:
-            self._frequency.update(set().union(*counted))
-        self._log_items = math.log(len(known))
-        self._known: list[list[Grams]] = known
+        for texts in counts:
+            self._frequency.update(set().union(*(grams(words(text)) for text in texts)))
+        self._log_items = math.log(len(counts))
         self._references: dict[int, list[_Weighted]] = {}
 
     def score(self, candidate: str, place: int) -> float:
         """How well the candidate fits the references of item number `place`."""
         if place not in self._references:
-            self._references[place] = [self._weigh(counted) for counted in self._known[place]]
+            if len(self._references) >= KEPT:
+                self._references.clear()
+            self._references[place] = [self._weigh(grams(words(text))) for text in self._known[place]]
         mine, others = self._weigh(grams(words(candidate))), self._references[place]
         return 1000.0 * sum(_similarity(mine, other, self.sigma, self.clipped) for other in others) / len(others)
 
@@ -136,6 +145,33 @@ def accuracy(answers: Sequence[object], truths: Sequence[object]) -> float:
     """Share of answers that equal the truth, in 0..100."""
     _paired(answers, truths)
     return 100.0 * sum(answer == truth for answer, truth in zip(answers, truths, strict=True)) / len(answers)
+
+
+def f1(answers: Sequence[int], truths: Sequence[int]) -> float:
+    """F1 of class 1, in 0..100; 0 where class 1 was never right. GLUE's figure for MRPC.
+
+    >>> round(f1([1, 1, 0, 0], [1, 0, 1, 1]), 4)
+    40.0
+    """
+    _paired(answers, truths)
+    hit = sum(a == t == 1 for a, t in zip(answers, truths, strict=True))
+    said = sum(a == 1 for a in answers) + sum(t == 1 for t in truths)
+    return 200.0 * hit / said if hit else 0.0
+
+
+def matthews(answers: Sequence[int], truths: Sequence[int]) -> float:
+    """Matthews correlation of two classes, in -100..100; 0 where answers or truths have one class only. GLUE's figure for CoLA.
+
+    >>> round(matthews([1, 1, 0, 0, 0], [1, 0, 1, 0, 0]), 4)
+    16.6667
+    """
+    _paired(answers, truths)
+    tally = Counter(zip(answers, truths, strict=True))
+    right, wrong = tally[1, 1] * tally[0, 0], tally[1, 0] * tally[0, 1]
+    yes, no = tally[1, 1] + tally[1, 0], tally[0, 1] + tally[0, 0]
+    true, false = tally[1, 1] + tally[0, 1], tally[1, 0] + tally[0, 0]
+    scale = math.sqrt(yes * no * true * false)
+    return 100.0 * (right - wrong) / scale if scale else 0.0
 
 
 @dataclass(frozen=True)

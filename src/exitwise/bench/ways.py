@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import methods
 from ..calibrate.ledger import Ledger, best_static, cheapest, remeasured
 from ..engine import SETTINGS_FILE, Engine
 from ..trace import Trace
 from .ask import Asked, Asker
-from .choosing import Tick, ledger, live
+from .choosing import Tick, alone, ledger, live
 
 LABELS = {"full": "full depth", "mue": "MuE", "joint": "MuE, joint exit", "static": "static depth", "random": "random exits"}
 
@@ -37,7 +38,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Request:
-    """What calibration is asked for. margin: see `calibrate.budget.Bar`."""
+    """What calibration is asked for. margin: see `calibrate.budget.Bar`. preset: of the method; its thresholds are chosen anew."""
 
     keep: float = 0.99
     margin: float = 0.0
@@ -45,6 +46,13 @@ class Request:
     statics: int = 10
     rows: int = 32
     seed: int = 0
+    preset: str | None = None
+
+
+def engine_for(asker: Asker, kind: str, preset: str | None = None, **knobs: Any) -> Engine:
+    """The method as a task of this kind asks it: answers are read off the last token, unless the preset says otherwise."""
+    own = {"decoder_scope": "last"} if kind == "answer" else {}
+    return Engine(asker.model, "mue", **{**own, **methods.load("mue").preset(preset, kind), **knobs})
 
 
 def choose(
@@ -85,15 +93,15 @@ def histogram(trace: Trace) -> dict[str, tuple[float, ...]]:
 
 
 def _answers(asker: Asker, items: Sequence[Asked], request: Request, tick: Tick) -> tuple[list[Way], dict[str, Any]]:
-    base = Engine(asker.model, "mue", decoder_scope="last")
+    base = engine_for(asker, "answer", request.preset)
     book = ledger(asker, base, items, request.rows, tick)
     tick("thresholds")
     found = cheapest(book, request.keep, margin=request.margin)
     base = base.with_settings(**found.settings)
     base.calibration = found
-    joint = Engine(asker.model, "mue", decoder_scope="last", decompose=False)
+    joint = engine_for(asker, "answer", request.preset, decompose=False)
     batches = ({**asker.inputs([items[p] for p in places]), "use_cache": False} for places in asker.groups(items, request.rows))
-    tied = cheapest(remeasured(book, joint, batches), request.keep, margin=request.margin, tied=True)
+    tied = cheapest(remeasured(book, alone(joint), batches), request.keep, margin=request.margin, tied=True)
     depths: dict[str, Any] = dict(best_static(book, found.etr)[0])
     ways = [
         Way("mue", base, found.settings),
@@ -125,9 +133,9 @@ def _tied(settings: dict[str, float]) -> dict[str, float]:
 def _captions(asker: Asker, items: Sequence[Asked], request: Request, tick: Tick) -> tuple[list[Way], dict[str, Any]]:
     how = live(asker, "caption", tick, request.rows)
     asked: dict[str, Any] = {"keep": request.keep, "margin": request.margin, **how}
-    base = Engine(asker.model, "mue")
+    base = engine_for(asker, "caption", request.preset)
     found = base.calibrate(items, trials=request.trials, **asked)
-    joint = Engine(asker.model, "mue", decompose=False)
+    joint = engine_for(asker, "caption", request.preset, decompose=False)
     tied = joint.calibrate(items, trials=request.trials // 2, **asked)
     joint = joint.with_settings(**_tied(tied.settings))
     static: dict[str, Any] = dict(_static_captions(asker, items, found.etr, request, **how))

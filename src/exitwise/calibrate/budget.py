@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..cost import etr
-from ..errors import CalibrationError
+from ..errors import CalibrationError, CheckpointError
 from ..trace import Trace
 
 NEVER = 1.0
@@ -34,7 +34,8 @@ class Outcome:
 @dataclass(frozen=True)
 class Calibration:
     """What was asked, what was found. tried: every setting that was run, with its quality, ETR, and whether it kept enough.
-    promise: `guarantee.Promise` as a dict, where one was asked for."""
+    promise: `guarantee.Promise` as a dict, where one was asked for. budget, cost, front: where a mean cost was asked for instead, the share
+    of full depth's; then `keep` is the share of quality that came out. cost: unit, share, and the `prices.Prices`; front: see `front`."""
 
     keep: float
     rows: int
@@ -45,6 +46,9 @@ class Calibration:
     tried: list[dict[str, Any]] = field(default_factory=list)
     margin: float = 0.0
     promise: dict[str, Any] | None = None
+    budget: float | None = None
+    cost: dict[str, Any] | None = None
+    front: list[dict[str, Any]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -52,8 +56,11 @@ class Calibration:
 
     @staticmethod
     def from_dict(body: Mapping[str, Any]) -> Calibration:
-        """The inverse of to_dict."""
-        return Calibration(**body)
+        """The inverse of to_dict. Raises CheckpointError for fields that this version does not know."""
+        try:
+            return Calibration(**body)
+        except TypeError as problem:
+            raise CheckpointError(f"This calibration was saved by another version of Exitwise ({problem}). Calibrate anew.") from None
 
 
 def depths_at(sureness: Tensor, threshold: float, minimum: int = 1) -> Tensor:
@@ -126,15 +133,42 @@ class Bar:
         return float(marks.mean()) - self.luck(marks) >= self.keep * float(self.full.mean()) - 1e-12  # rounding of equal means
 
 
-def marks_of(judged: float | Sequence[float], rows: int, margin: float) -> Tensor:
+def marks_of(given: float | Sequence[float], rows: int, margin: float) -> Tensor:
     """Quality of each row; one figure for all rows stands for itself, and allows no margin."""
-    if isinstance(judged, Sequence | Tensor):
-        if len(judged) != rows:
-            raise CalibrationError(f"The quality function gave {len(judged)} figures for {rows} rows. Give one figure, or one per row.")
-        return torch.as_tensor(judged, dtype=torch.float64)
-    if margin:
+    if isinstance(given, Sequence | Tensor):
+        if len(given) != rows:
+            raise CalibrationError(f"The quality function gave {len(given)} figures for {rows} rows. Give one figure, or one per row.")
+        marks = torch.as_tensor(given, dtype=torch.float64)
+    elif margin:
         raise CalibrationError("A margin needs a quality for each row, but the quality function gave one figure. Return one per row.")
-    return torch.full((1,), float(judged), dtype=torch.float64)
+    else:
+        marks = torch.full((1,), float(given), dtype=torch.float64)
+    if not bool(marks.isfinite().all()):
+        place = int((~marks.isfinite()).nonzero()[0])
+        raise CalibrationError(f"The quality of row {place} is {float(marks[place])}. Leave such rows out, or mend the metric.")
+    return marks
+
+
+def judged(quality: Quality | None, full: Outcome) -> Quality:
+    """The quality function, by default 1.0 where the output equals full depth's."""
+    return quality or (lambda outputs, _: [float(a == b) for a, b in zip(outputs, full.outputs, strict=True)])
+
+
+def one_wish(confidence: float | None, budget: float | None, margin: float) -> None:
+    """Raises CalibrationError for wishes that exclude each other."""
+    if budget is not None and (confidence is not None or margin):
+        raise CalibrationError("A budget fixes the cost and promises no quality. Leave out the budget, or the confidence and the margin.")
+    if confidence is not None and margin:
+        raise CalibrationError("A promise has its own allowance for luck. Leave out the margin, or the confidence.")
+
+
+def enough(rows: int, streams: Mapping[str, int]) -> None:
+    """Raises CalibrationError if there are fewer rows than the deepest stream has exits: then chance alone sets the thresholds."""
+    exits = max(streams.values(), default=1)
+    if not rows:
+        raise CalibrationError("There are no calibration rows. Give a few hundred.")
+    if rows < exits:
+        raise CalibrationError(f"{rows} calibration rows for {exits} exits are too few to tell them apart. Give a few hundred.")
 
 
 def search(
@@ -148,12 +182,11 @@ def search(
     margin: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """See `Engine.calibrate`. run: (settings, record) -> Outcome."""
-    if not rows:
-        raise CalibrationError("There are no calibration rows. Give a few hundred.")
+    """See `Engine.calibrate`. run: (settings, record) -> Outcome. At most `trials` settings are run, besides full depth."""
+    enough(len(rows), streams)
     Bar(torch.ones(1), keep, margin)  # refuse before the long first run
     full = run(dict.fromkeys(streams, NEVER), True)
-    judge: Quality = quality or (lambda outputs, _: [float(a == b) for a, b in zip(outputs, full.outputs, strict=True)])
+    judge = judged(quality, full)
     bar = Bar(marks_of(judge(full.outputs, rows), len(rows), margin), keep, margin)
     best = float(bar.full.mean())
     tried: list[dict[str, Any]] = []
@@ -169,11 +202,14 @@ def search(
             progress(len(tried), trials)
         return entry
 
-    proposed = {s: proposals(full.trace.sureness[s], n, minimum) for s, n in streams.items() if s in full.trace.sureness}
+    each = max(1, min(6, trials * 3 // 4 // max(len(streams), 1)))  # thresholds of a stream alone; the rest is for combinations
+    proposed = {s: proposals(full.trace.sureness[s], n, minimum, each + 1) for s, n in streams.items() if s in full.trace.sureness}
     base = dict.fromkeys(streams, NEVER)
     loss = {s: {NEVER: 0.0} for s in proposed}
     for stream, options in proposed.items():
         for threshold, _ in options[1:]:
+            if len(tried) >= trials:
+                break
             entry = attempt({**base, stream: threshold})
             loss[stream][threshold] = best - entry["quality"]
             if entry["quality"] < best - 3 * bar.room and entry["quality"] < 0.9 * best:
@@ -183,6 +219,8 @@ def search(
         if len(tried) >= trials:
             break
         wanted = {**base, **settings}
+        if wanted == base:
+            break  # full depth, which is known
         known = next((t for t in tried if t["settings"] == wanted), None)
         if known is None and promised + luck <= 1.5 * bar.room + luck / 2:
             known = attempt(wanted)

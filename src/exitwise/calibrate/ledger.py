@@ -12,18 +12,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..criteria import Fixed
 from ..errors import CalibrationError
 from ..run.walk import attached
-from .budget import NEVER, Bar, Calibration, depths_at
+from .budget import NEVER, Bar, Calibration, depths_at, enough
+from .replay import DECODER as DECODER
+from .replay import Replay, replay
 
 if TYPE_CHECKING:
     from ..engine import Engine
-
-DECODER = "decoder"
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,14 @@ class Ledger:
 
     def etr(self, depths: Mapping[str, Tensor]) -> float:
         """Expected time reduction for given depths of every row, with the mean of the encoder's streams."""
-        encoder = torch.stack([depths[s].double() for s in self.streams]).mean(0)
-        most = sum(self.layers[s] for s in self.streams) / len(self.streams) + self.layers[DECODER]
-        return 1 - float((encoder + depths[DECODER].double()).mean()) / most
+        streams = max(len(self.streams), 1)
+        ran = sum(int(depths[s].sum()) for s in self.streams) / streams + int(depths[DECODER].sum())
+        most = sum(self.layers[s] for s in self.streams) / streams + self.layers[DECODER]
+        return 1 - ran / self.rows / most
+
+    def whole(self) -> dict[str, Tensor]:
+        """Full depth for every row."""
+        return {s: torch.full((self.rows,), self.layers[s]) for s in (*self.streams, DECODER)}
 
     def judge(self, depths: Mapping[str, Tensor]) -> tuple[float, float]:
         """(share of right answers, ETR) for given depths of every row."""
@@ -155,11 +162,20 @@ class _Recorded(Fixed):
 
 def thresholds_of(sureness: Tensor, layers: int, count: int, minimum: int = 1) -> list[float]:
     """Thresholds at `count` quantiles of what was measured before the last layer, and one that never leaves."""
-    values = sureness[..., minimum - 1 : layers - 1].flatten().double()
+    values = sureness[..., minimum - 1 : layers - 1].flatten()
     values = values[~values.isnan()]
     if len(values) > 200_000:
-        values = values[torch.linspace(0, len(values) - 1, 200_000).long()]
-    return [*sorted({float(v) for v in torch.quantile(values, torch.linspace(0, 1, count).double())}), NEVER]
+        values = values[torch.linspace(0, len(values) - 1, 200_000, dtype=torch.float64).long()]
+    if not len(values):
+        return [NEVER]
+    return [*sorted(set(torch.quantile(values.double(), torch.linspace(0, 1, count).double()).tolist())), NEVER]
+
+
+def grid(ledger: Ledger, encoder: int, minimum: int = 1, tied: bool = False) -> list[dict[str, float]]:
+    """All combinations of thresholds of the encoder's streams, at `encoder` quantiles of each. tied: one threshold for all of them."""
+    own = [thresholds_of(ledger.encoder[s], ledger.layers[s], encoder, minimum) for s in ledger.streams]
+    combos = zip(*[own[0]] * len(own), strict=True) if tied else itertools.product(*own)
+    return [dict(zip(ledger.streams, choice, strict=True)) for choice in combos]
 
 
 def cheapest(
@@ -175,34 +191,44 @@ def cheapest(
 
     encoder, decoder: points of the grid. margin: see `budget.Bar`. tied: one threshold for all of the encoder's streams.
     """
+    enough(ledger.rows, ledger.layers)
     if ledger.full <= 0:
         raise CalibrationError("At full depth no answer is right: there is nothing to keep a share of. Check labels and candidates.")
-    bar = Bar(ledger.marks(_whole(ledger)), keep, margin)
-    best: tuple[float, float, dict[str, float]] = (0.0, ledger.full, dict.fromkeys((*ledger.streams, DECODER), NEVER))
-    own = [thresholds_of(ledger.encoder[s], ledger.layers[s], encoder, minimum) for s in ledger.streams]
+    bar = Bar(ledger.marks(ledger.whole()), keep, margin)
     last = thresholds_of(ledger.decoder, ledger.layers[DECODER], decoder, minimum)
+    found = replay(ledger, grid(ledger, encoder, minimum, tied), last, minimum)
+    saved, held = found.etr(), _held(bar, found)
+    best: tuple[float, float, dict[str, float]] = (0.0, ledger.full, dict.fromkeys((*ledger.streams, DECODER), NEVER))
     tried: list[dict[str, Any]] = []
-    for choice in zip(*[own[0]] * len(own), strict=True) if tied else itertools.product(*own):
-        settings = dict(zip(ledger.streams, choice, strict=True))
-        front: dict[str, Any] | None = None
-        for threshold in last:
-            depths = ledger.depths({**settings, DECODER: threshold}, minimum)
-            saved = ledger.etr(depths)
-            if front is not None and saved <= front["etr"]:
-                continue
-            marks = ledger.marks(depths)
-            if bar.held(marks):
-                front = {"settings": {**settings, DECODER: threshold}, "quality": float(marks.mean()), "etr": saved, "held": True}
-        if front is not None:
-            tried.append(front)
-            if front["etr"] > best[0]:
-                best = front["etr"], front["quality"], front["settings"]
+    for choice in np.flatnonzero(held.any(1)).tolist():
+        place = int(np.where(held[choice], saved[choice], -1).argmax())
+        entry = {"settings": found.settings(choice, place), "quality": float(found.right[choice, place]) / found.rows}
+        tried.append({**entry, "etr": float(saved[choice, place]), "held": True})
+        if tried[-1]["etr"] > best[0]:
+            best = tried[-1]["etr"], tried[-1]["quality"], tried[-1]["settings"]
     return Calibration(keep, ledger.rows, ledger.full, best[1], best[0], best[2], tried, margin)
 
 
-def _whole(ledger: Ledger) -> dict[str, Tensor]:
-    """Full depth for every row."""
-    return {s: torch.full((ledger.rows,), n) for s, n in ledger.layers.items() if s in (*ledger.streams, DECODER)}
+def sweep(ledger: Ledger, encoder: int = 14, decoder: int = 60, minimum: int = 1, tied: bool = False) -> list[dict[str, Any]]:
+    """Every setting of the grid that `cheapest` looks at, with its quality (share of right answers) and ETR."""
+    last = thresholds_of(ledger.decoder, ledger.layers[DECODER], decoder, minimum)
+    found = replay(ledger, grid(ledger, encoder, minimum, tied), last, minimum)
+    shares, saved = found.right / found.rows, found.etr()
+    return [
+        {"settings": found.settings(choice, place), "quality": float(shares[choice, place]), "etr": float(saved[choice, place])}
+        for choice, place in np.ndindex(*shares.shape)
+    ]
+
+
+def _held(bar: Bar, found: Replay) -> NDArray[np.bool_]:
+    """(choices, last) what `Bar.held` says of answers that are right or not, from their counts alone."""
+    rows, keep = found.rows, bar.keep
+    luck = np.zeros(found.right.shape)
+    if bar.margin and rows > 1:
+        total = found.right - keep * found.full
+        squares = found.right - 2 * keep * found.kept + keep**2 * found.full
+        luck = bar.margin * np.sqrt(np.maximum(squares - total**2 / rows, 0) / (rows - 1) / rows)
+    return np.asarray(found.right / rows - luck >= keep * (found.full / rows) - 1e-12)
 
 
 def best_static(ledger: Ledger, etr: float) -> tuple[dict[str, int], float, float]:

@@ -6,23 +6,25 @@ grid and orders its settings, from the safest to the cheapest; the others test t
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..errors import CalibrationError
-from .budget import NEVER, Calibration
+from .budget import NEVER, Calibration, enough
 from .guarantee import ORDERING, front, promise
-from .ledger import DECODER, Ledger, thresholds_of
+from .ledger import DECODER, Ledger, grid, thresholds_of
+from .replay import replay
+
+LOST = "an answer that the exits get wrong, among those that full depth gets right"
 
 
 def promised(
     ledger: Ledger,
     keep: float = 0.99,
     confidence: float = 0.95,
-    bound: str = "waudby_smith_ramdas",
+    bound: str = "clopper_pearson",
     minimum: int = 1,
     encoder: int = 10,
     decoder: int = 30,
@@ -36,30 +38,19 @@ def promised(
     """
     if not 0 < keep < 1:
         raise CalibrationError(f"keep={keep} cannot be promised. Allowed: above 0 and below 1; 0.99 loses one right answer of a hundred.")
-    whole = {s: torch.full((ledger.rows,), n) for s, n in ledger.layers.items()}
-    right = ledger.select(ledger.marks(whole).bool().nonzero()[:, 0])
+    enough(ledger.rows, ledger.layers)
+    right = ledger.select(ledger.marks(ledger.whole()).bool().nonzero()[:, 0])
     if right.rows < ORDERING:
         raise CalibrationError(f"Full depth gets {right.rows} of {ledger.rows} rows right. A promise needs a few hundred.")
     drawn = torch.from_numpy(np.random.default_rng([seed, 2]).permutation(right.rows))
     first, rest = right.select(drawn[: right.rows // ORDERING]), right.select(drawn[right.rows // ORDERING :])
-    grid = _grid(first, encoder, decoder, minimum)
-    lost, cost = zip(*(_judged(first, settings, minimum) for settings in grid), strict=True)
-    order = front(np.array([float(each.mean()) for each in lost]), np.array(cost))
-    losses = np.stack([_judged(rest, grid[place], minimum)[0].numpy() for place in order], axis=1)
-    told = promise(losses, np.array(cost)[order], 1 - keep, confidence, bound)
-    chosen = dict.fromkeys((*ledger.streams, DECODER), NEVER) if told.setting is None else grid[order[told.setting]]
+    last = thresholds_of(first.decoder, first.layers[DECODER], decoder, minimum)
+    found = replay(first, grid(first, encoder, minimum), last, minimum)
+    cost = 1 - found.etr().ravel()
+    order = front(((found.rows - found.right) / found.rows).ravel(), cost)
+    path = [found.settings(*divmod(place, len(last))) for place in order.tolist()]
+    losses = np.stack([1 - rest.marks(rest.depths(settings, minimum)).numpy() for settings in path], axis=1)
+    told = replace(promise(losses, cost[order], 1 - keep, confidence, bound), loss=LOST)
+    chosen = dict.fromkeys((*ledger.streams, DECODER), NEVER) if told.setting is None else path[told.setting]
     quality, saved = ledger.judge(ledger.depths(chosen, minimum))
     return Calibration(keep, ledger.rows, ledger.full, quality, saved, chosen, promise=told.to_dict())
-
-
-def _grid(ledger: Ledger, encoder: int, decoder: int, minimum: int) -> list[dict[str, float]]:
-    """All combinations of thresholds at quantiles of what these rows measured."""
-    own = [thresholds_of(ledger.encoder[s], ledger.layers[s], encoder, minimum) for s in ledger.streams]
-    last = thresholds_of(ledger.decoder, ledger.layers[DECODER], decoder, minimum)
-    return [dict(zip((*ledger.streams, DECODER), choice, strict=True)) for choice in itertools.product(*own, last)]
-
-
-def _judged(ledger: Ledger, settings: dict[str, float], minimum: int) -> tuple[Tensor, float]:
-    """((rows,) 1.0 where the answer is lost, cost as one minus ETR)."""
-    depths = ledger.depths(settings, minimum)
-    return 1 - ledger.marks(depths), 1 - ledger.etr(depths)

@@ -9,10 +9,12 @@ import typer
 
 from .. import __version__
 from .converting import convert
-from .learning import calibrate, train
+from .learning import calibrate
 from .looking import families, inspect, methods
 from .measuring import bench, demo, report
+from .reproducing import reproduce
 from .running import run
+from .training import train
 
 app = typer.Typer(
     name="exitwise",
@@ -40,7 +42,7 @@ def _root(
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Begin": (demo, run, inspect),
     "Make exits": (convert, train, calibrate),
-    "Measure": (bench, report),
+    "Measure": (bench, reproduce, report),
     "What there is": (methods, families),
 }
 for panel, commands in PANELS.items():

@@ -53,7 +53,8 @@ def ask(engine: Engine, processor: Any, question: Question) -> Reply:
 
 def _unified(engine: Engine, processor: Any, question: Question) -> Reply:
     item = item_of(question)
-    _opened(item.image)
+    assert question.image is not None
+    _opened(question.image)
     asker = asker_of(engine, processor, question)
     said = asker.ask(engine, asker.prepare([item]))
     return Reply(said.texts[0], said.tokens[0], said.trace)

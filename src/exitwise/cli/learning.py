@@ -1,4 +1,4 @@
-"""Commands that make exits: train a unified model with the layer-wise loss, and choose its thresholds on a user's folder."""
+"""The command that makes exits: thresholds chosen on a user's data."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from . import options
 from .saying import NOT_MET, as_json, guarded, note, show
 
 if TYPE_CHECKING:
+    from ..bench.choosing import Wish
     from ..bench.tasks import Task
     from ..calibrate.budget import Calibration
     from ..engine import Engine
     from .loading import Unified
 
 
-class LayerWeights(str, Enum):
-    """How the layers' losses are weighed."""
+class Cost(str, Enum):
+    """What a budget is counted in."""
 
-    uniform = "uniform"
-    linear = "linear"
-    avg_last = "avg+last"
+    etr = "etr"
+    macs = "macs"
+    ms = "ms"
 
 
 @guarded
@@ -36,13 +37,20 @@ def calibrate(
     keep: Annotated[float, typer.Option(help="Share of full depth's quality to keep, above 0, at most 1.")] = 0.99,
     margin: Annotated[float, typer.Option(min=0, help="Standard errors by which the share must be kept; 0: the mean alone.")] = 0.0,
     confidence: Annotated[
-        float | None, typer.Option(help="Promise it for new items of the same source, with this confidence, such as 0.95 (answers only).")
+        float | None, typer.Option(help="Promise it for new items of the same source, with this confidence, such as 0.95.")
     ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Instead of --keep: the best quality at this share of full depth's mean cost, such as 0.5.")
+    ] = None,
+    cost: Annotated[Cost, typer.Option(help="Of a budget: layers, counted MACs, or milliseconds measured here.")] = Cost.etr,
+    front: Annotated[bool, typer.Option("--front", help="Print and save the whole front of quality against cost.")] = False,
     trials: Annotated[int, typer.Option(min=1, help="Most settings that are run for captions.")] = 24,
+    preset: options.Preset = None,
     knobs: options.Set = None,
     beams: options.Beams = 1,
     limit: options.Limit = None,
     skip_bad: options.SkipBad = False,
+    add_caption: options.AddCaption = False,
     as_object: options.Json = False,
 ) -> None:
     """Choose the cheapest thresholds that keep the asked share of quality on these items, and save them.
@@ -51,24 +59,30 @@ def calibrate(
     runs), captions by live runs. What is kept here is kept on this data: judge
     it on other items, with `exitwise bench --exits FOLDER`. With --confidence it
     is promised for new items too; where the items are too few for that, the
-    saved thresholds never leave early, and the command ends with 1. The model's
-    weights are not copied.
+    saved thresholds never leave early, and the command ends with 1. With
+    --budget the mean cost is given and the quality is what can be had for it.
+    The model's weights are not copied.
 
     \b
-    Example:
+    Examples:
       exitwise calibrate --task caption --data pictures --split calibration
                          --keep 0.98 --out exits
+      exitwise calibrate --task answer --data pictures --budget 0.5
+                         --cost macs --front --out exits
     """
     from ..bench import tasks
+    from ..bench.choosing import Wish
     from ..calibrate.guarantee import Promise
     from .loading import engine_of, unified
 
     given = options.knobs(knobs)
     _share(keep)
-    items = tasks.load(task.value, data, split, skip_bad, limit)
+    wish = Wish(keep, margin, confidence, budget, cost.value, front, trials)
+    items = tasks.load(task.value, data, split, skip_bad, limit, add_caption=add_caption)
     pair = unified(model, "calibrate")
-    engine = engine_of(pair.model, None, None, given, **({"decoder_scope": "last"} if task.value == "answer" else {}))
-    engine, found = _thresholds(engine, pair, items, keep, margin, confidence, trials, beams)
+    own = {"decoder_scope": "last"} if task.value == "answer" else {}
+    engine = engine_of(pair.model, None, None, given, preset, task.value, **own)
+    engine, found = _thresholds(engine, pair, items, wish, beams)
     path = engine.save(out)
     for fault in items.faults:
         note(f"left out: {fault.where}: {fault.what}")
@@ -77,6 +91,8 @@ def calibrate(
         as_json({key: value for key, value in body.items() if key != "tried"} | {"tried": len(found.tried)})
     else:
         show(_found(found, items, path))
+        if found.front is not None:
+            show(_front(found, items))
     if found.promise is not None:
         told = Promise.from_dict(found.promise)
         note(_promise(found) if told.setting is not None else str(told))
@@ -87,8 +103,9 @@ def calibrate(
 def _promise(found: Calibration) -> str:
     said = found.promise or {}
     return (
-        f"Promised with confidence {said['confidence']:g}: of new answers that full depth gets right, at most {100 * said['risk']:.3g} % "
-        f"are lost. Bound: {said['bound']}, on {said['rows']} items, of which {100 * said['observed']:.2g} % were lost."
+        f"Promised with confidence {said['confidence']:g}: the mean loss of new items of the same source is at most "
+        f"{100 * said['risk']:.3g} %. A loss is {said['loss']}. "
+        f"Bound: {said['bound']}, on {said['rows']} items, whose loss was {100 * said['observed']:.2g} %."
     )
 
 
@@ -99,9 +116,7 @@ def _share(keep: float) -> None:
         raise CalibrationError(f"--keep {keep} is not a share of quality. Allowed: above 0, at most 1; 0.99 keeps 99 %.")
 
 
-def _thresholds(
-    engine: Engine, pair: Unified, task: Task, keep: float, margin: float, confidence: float | None, trials: int, beams: int
-) -> tuple[Engine, Calibration]:
+def _thresholds(engine: Engine, pair: Unified, task: Task, wish: Wish, beams: int) -> tuple[Engine, Calibration]:
     """The engine with its thresholds, and what was found. Progress on stderr."""
     import sys
 
@@ -114,7 +129,7 @@ def _thresholds(
     with tqdm(total=len(task.items), desc="images", unit="image", file=sys.stderr, mininterval=0.5) as bar:
         asked = asker.prepare(task.items, bar.update)
     with tqdm(desc="calibrate", unit="run", file=sys.stderr, mininterval=0.5) as bar:
-        return thresholds(asker, engine, task.kind, asked, keep, margin, confidence, trials, telling(bar))
+        return thresholds(asker, engine, task.kind, asked, wish, telling(bar))
 
 
 def _found(found: Calibration, task: Task, path: Path) -> Any:
@@ -126,106 +141,24 @@ def _found(found: Calibration, task: Task, path: Path) -> Any:
     scale = 100 if task.kind == "answer" and found.quality_full <= 1 else 1
     table.add_row(task.metric, f"{scale * found.quality_full:.1f}", f"{scale * found.quality:.1f}")
     table.add_row("ETR (layers only)", "0 %", f"{100 * found.etr:.0f} %")
+    if found.budget is not None and found.cost is not None and found.cost["unit"] != "etr":
+        table.add_row(f"mean cost ({found.cost['unit']})", "100 %", f"{100 * found.cost['share']:.0f} %")
     for stream, threshold in found.settings.items():
         table.add_row(f"threshold, {stream}", "1", f"{threshold:.4f}")
     table.caption = f"saved to {path}; judge it on other items: exitwise bench --exits"
     return table
 
 
-@guarded
-def train(
-    model: options.Model = "shipped",
-    task: options.Task = ...,  # type: ignore[assignment]
-    data: options.Data = ...,  # type: ignore[assignment]
-    out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Checkpoint, log and export/. A folder with a checkpoint is resumed.", show_default=False)
-    ] = ...,  # type: ignore[assignment]
-    split: options.Split = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Updates. Give steps, seconds or both: what ends first.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Time of training.")] = None,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
-    warmup: Annotated[int | None, typer.Option(min=0, help="Steps to the peak. Without it: a tenth of the steps, at most 500.")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Items of a step.")] = 16,
-    weights: Annotated[LayerWeights, typer.Option(help="How the layers' losses are weighed.")] = LayerWeights.uniform,
-    validation: Annotated[
-        str | None, typer.Option(metavar="SPLIT", help="Judge the loss on this split; the best weights are exported.")
-    ] = None,
-    validate_every: Annotated[float, typer.Option(metavar="SECONDS", help="How often that is.")] = 600.0,
-    patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many validations without a better loss.")] = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16 autocast.")] = False,
-    seed: options.Seed = 0,
-    skip_bad: options.SkipBad = False,
-    as_object: options.Json = False,
-) -> None:
-    """Train a unified model so that every decoder layer can answer: the layer-wise loss on a folder of yours.
+def _front(found: Calibration, task: Task) -> Any:
+    from rich.table import Table
 
-    Stop it at any time; the same command goes on from the last checkpoint. It
-    ends with OUT/export, which every other command takes as MODEL.
-
-    \b
-    Example:
-      exitwise train --task caption --data pictures --split train
-                     --validation val --seconds 3600 --out mine
-      exitwise calibrate mine/export --task caption --data pictures
-                     --split val --out exits
-    """
-    from ..bench import tasks
-    from ..bench.course import Course
-    from ..errors import KnobError
-    from ..train import Settings
-    from ..train import train as fit
-    from .loading import unified
-
-    if patience is not None and validation is None:
-        raise KnobError("--patience counts validations. Give --validation SPLIT with it.")
-    if warmup is None:
-        warmup = min(500, steps // 10) if steps else 500
-    settings = Settings(
-        folder=out,
-        seconds=seconds,
-        steps=steps,
-        lr=lr,
-        warmup=warmup,
-        bf16=bf16,
-        seed=seed,
-        validate_every_s=validate_every,
-        patience=patience,
-    )
-    lessons = tasks.load(task.value, data, split or _train_split(data), skip_bad)
-    pair = unified(model, "train")
-    course = Course(lessons, pair.processor, rows, seed, weights.value)
-    exam = None
-    if validation is not None:
-        held = tasks.load(task.value, data, validation, skip_bad)
-        exam = Course(held, pair.processor, rows, seed, weights.value).validate
-    for fault in lessons.faults:
-        note(f"left out: {fault.where}: {fault.what}")
-    progress = fit(pair.model, course.batch, course.objective, settings, exam)
-    best = _export(pair, out)
-    body = {
-        "task": task.value, "items": len(lessons.items), "skipped": len(lessons.faults), "steps": progress.step, "seconds": progress.used_s,
-        "best": progress.best, "history": progress.history, "export": str(out / "export"), "exported": "best" if best else "last",
-    }  # fmt: skip
-    if as_object:
-        as_json(body)
-    else:
-        show(f"{progress.step} steps, {progress.used_s:.0f} s. The {body['exported']} weights are in {out / 'export'}.")
-        show(f"Next: exitwise calibrate {out / 'export'} --task {task.value} --data {data} --out {out / 'exits'}")
-
-
-def _train_split(data: Path) -> str | None:
-    from ..bench.tasks import splits
-
-    return "train" if "train" in splits(data) else None
-
-
-def _export(pair: Unified, out: Path) -> bool:
-    """Writes OUT/export, with the best weights where a validation kept some; whether it did."""
-    from safetensors.torch import load_file
-
-    best = out / "best.safetensors"
-    if best.is_file():
-        pair.model.load_state_dict(load_file(best), strict=False)
-    pair.model.eval().save_pretrained(out / "export")
-    pair.processor.save_pretrained(out / "export")
-    return best.is_file()
+    unit = (found.cost or {})["unit"]
+    streams = list(found.settings)
+    table = Table(title=f"front of {task.kind}: quality for a mean cost ({unit})", title_justify="left")
+    for name in ("cost", task.metric, *streams):
+        table.add_column(name, justify="right")
+    scale = 100 if task.kind == "answer" and found.quality_full <= 1 else 1
+    for point in found.front or []:
+        thresholds = (f"{point['settings'][s]:.4f}" for s in streams)
+        table.add_row(f"{100 * point['cost']:.1f} %", f"{scale * point['quality']:.2f}", *thresholds)
+    return table

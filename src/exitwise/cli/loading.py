@@ -109,17 +109,31 @@ def unified(name: str, command: str) -> Unified:
     return Unified(model, processor_of(name, model))
 
 
-def engine_of(model: nn.Module, method: str | None, exits: Path | None, knobs: dict[str, Any], **defaults: Any) -> Engine:
-    """The engine that was saved, or a new one of this method (mue); then the knobs. defaults: for knobs of a new one that has them."""
+def engine_of(
+    model: nn.Module,
+    method: str | None,
+    exits: Path | None,
+    knobs: dict[str, Any],
+    preset: str | None = None,
+    kind: str | None = None,
+    **defaults: Any,
+) -> Engine:
+    """The engine that was saved, or a new one of this method (mue) and preset; then the knobs. kind: of task, for the preset.
+
+    defaults: for knobs of a new one that has them.
+    """
     if exits is not None:
         if method is not None:
             raise KnobError(f"--exits has its method with it, so --method {method} says it twice. Leave one of them out.")
+        if preset is not None:
+            raise KnobError(f"--exits has its settings with it, so --preset {preset} says them twice. Leave one of them out, or use --set.")
         return Engine.load(exits, model).with_settings(**knobs) if knobs else Engine.load(exits, model)
     from .. import methods
 
     chosen = methods.load(method or "mue")
     own = {knob.name for knob in chosen.knobs}
-    return Engine(model, method or "mue", **{**{k: v for k, v in defaults.items() if k in own}, **knobs})
+    settings = {**{k: v for k, v in defaults.items() if k in own}, **chosen.preset(preset, kind), **knobs}
+    return Engine(model, method or "mue", **settings)
 
 
 def _config(source: str) -> Any:

@@ -86,6 +86,8 @@ def methods(
     show(table)
     if name:
         show(_knobs(found[name]))
+        for each, settings in found[name].presets.items():
+            show(Text(f"preset {each}: {', '.join(f'{k}={v}' for k, v in settings.items()) or 'the defaults'}"))
     else:
         show("`exitwise methods NAME` lists the knobs of one.")
 
@@ -112,7 +114,14 @@ def _method(name: str, method: Any) -> dict[str, Any]:
     knobs = [
         {"name": k.name, "default": k.default, "about": k.about, "low": k.low, "high": k.high, "choices": k.choices} for k in method.knobs
     ]
-    return {"name": name, "about": method.about, "paper": method.paper, "calibrated": method.calibrated, "knobs": knobs}
+    return {
+        "name": name,
+        "about": method.about,
+        "paper": method.paper,
+        "calibrated": method.calibrated,
+        "knobs": knobs,
+        "presets": method.presets,
+    }
 
 
 @guarded

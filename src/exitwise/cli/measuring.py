@@ -50,9 +50,11 @@ def bench(
         str | None, typer.Option(metavar="SPLIT", help="Choose thresholds on this split or folder. Without it: the embedded one.")
     ] = None,
     keep: Annotated[float, typer.Option(help="Share of full depth's quality to keep when thresholds are chosen.")] = 0.99,
+    preset: options.Preset = None,
     beams: options.Beams = 1,
     limit: options.Limit = None,
     skip_bad: options.SkipBad = False,
+    add_caption: options.AddCaption = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with 1 if a row was left out.")] = False,
     out: Results = Path("results"),
     seed: options.Seed = 0,
@@ -67,13 +69,19 @@ def bench(
     FOLDER holds images/ and a *.jsonl with one row a line:
       {"image": "a.jpg", "captions": ["a dog", "a brown dog"]}
       {"image": "b.png", "sentence": "There is a box.", "label": "true"}
+      {"image": "c.jpg", "hypothesis": "A dog runs.", "label": "neutral"}
 
     \b
     Example:
       exitwise bench --task caption --data pictures --split test --skip-bad
     """
+    from .. import methods
+    from ..errors import KnobError
     from .loading import unified, where
 
+    methods.load("mue").preset(preset)
+    if exits is not None and preset is not None:
+        raise KnobError(f"--exits has its settings with it, so --preset {preset} says them twice. Leave one of them out.")
     if model == "shipped":
         where(model)
     else:
@@ -87,7 +95,8 @@ def bench(
     with tqdm(desc=task.value, unit="step", file=sys.stderr, mininterval=0.5) as bar:
         record = judge(
             task.value, data, model=None if model == "shipped" else model, exits=exits, split=split, calibration=calibration, limit=limit,
-            skip_bad=skip_bad, out=out, seed=seed, keep=keep, beams=beams, tick=telling(bar, f"{task.value}: "),
+            skip_bad=skip_bad, add_caption=add_caption, out=out, seed=seed, keep=keep, preset=preset, beams=beams,
+            tick=telling(bar, f"{task.value}: "),
         )  # fmt: skip
     skipped = record["task"]["skipped"]
     if as_object:

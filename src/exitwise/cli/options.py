@@ -20,11 +20,19 @@ class Kind(str, Enum):
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="'shipped' (the small unified model), a folder, or a name on the hub.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Task = Annotated[Kind, typer.Option(help="'caption' describes an image; 'answer' chooses among candidates.")]
-Data = Annotated[Path, typer.Option(metavar="FOLDER", help="Holds a *.jsonl and images/.", show_default=False)]
-Split = Annotated[str | None, typer.Option(metavar="NAME", help="Which *.jsonl of the folder, without the ending.")]
+Data = Annotated[
+    Path,
+    typer.Option(metavar="FOLDER", help="Images and rows, in a form that docs/ofa.md names; or one file.", show_default=False),
+]
+Split = Annotated[str | None, typer.Option(metavar="NAME", help="Which split: a file without its ending, or a name in it.")]
+AddCaption = Annotated[bool, typer.Option("--add-caption", help="Ask entailment with the image's caption (the premise) in the prompt.")]
 Method = Annotated[str | None, typer.Option(metavar="NAME", help="See `exitwise methods`. Without it: mue.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KNOB=VALUE", help="A knob of the method, such as image=0.9. May be repeated.")
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Knobs under a name. For mue: corrected (the default), paper, or released (its code)."),
 ]
 Exits = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Exits that `exitwise calibrate` or Engine.save wrote.")]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="The first N items only.")]

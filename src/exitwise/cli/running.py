@@ -28,6 +28,7 @@ def run(
     task: Annotated[options.Kind | None, typer.Option(help="Without it: 'answer' if there are --candidates, else 'caption'.")] = None,
     candidates: Annotated[str | None, typer.Option(metavar="A,B,...", help="Answers to choose among.")] = None,
     method: options.Method = None,
+    preset: options.Preset = None,
     exits: options.Exits = None,
     knobs: options.Set = None,
     beams: options.Beams = 1,
@@ -54,6 +55,7 @@ def run(
       exitwise run --image shapes.png --prompt "a box is red true or false?"
                    --candidates true,false --exits FOLDER
       exitwise run MODEL --image dog.jpg --method static --set decoder=2 --json
+      exitwise run MODEL --image dog.jpg --preset released --set image=0.99
       exitwise run ofa_base.pt --bpe utils/BPE --image dog.jpg
       exitwise run --images photos --out captions.jsonl
     """
@@ -63,8 +65,8 @@ def run(
     choices, given = candidates_of(candidates), options.knobs(knobs)
     kind = task.value if task is not None else "answer" if choices else "caption"
     loaded = model_of(model)
-    saved = exits if exits is not None or method is not None or given else _shipped_exits(model, kind)
-    engine = engine_of(loaded, method, saved, given, **({"decoder_scope": "last"} if kind == "answer" else {}))
+    saved = exits if exits is not None or method is not None or preset is not None or given else _shipped_exits(model, kind)
+    engine = engine_of(loaded, method, saved, given, preset, kind, **({"decoder_scope": "last"} if kind == "answer" else {}))
     question, processor = Question(kind, image, prompt, choices, beams, longest), processor_of(model, loaded, bpe)
     if images is not None or out is not None:
         _folder(engine, processor, question, images, out, rows, strict, as_object)

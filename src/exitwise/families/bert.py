@@ -43,6 +43,7 @@ FAMILY = Family(
     classes=("BertForSequenceClassification", "BertForMaskedLM"),
     stacks=(Stack("bert.encoder.layer", "encoder", ("text",), owner="bert"),),
     readout=_readout,
+    classifier="classifier",
     about="BertForSequenceClassification, BertForMaskedLM",
     tiny=tiny,
 )

@@ -37,6 +37,7 @@ FAMILY = Family(
     classes=("ViTForImageClassification",),
     stacks=_stacks,
     readout=_readout,
+    classifier="classifier",
     about="ViTForImageClassification",
     tiny=tiny,
 )

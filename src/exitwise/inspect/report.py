@@ -48,7 +48,7 @@ def inspect(model: nn.Module, family: Family | None = None) -> Report:
     stacks = []
     for stack in found.stacks_of(model):
         layers = stack.layers(model)
-        size = sum(p.numel() for p in layers.parameters())
+        size = sum(p.numel() for p in nn.ModuleList(dict.fromkeys(layers)).parameters())  # a shared layer counts once
         report = StackReport(
             stack.path, stack.kind, stack.streams, len(layers), size, type(layers[0]).__name__, _leaves(stack, len(layers))
         )

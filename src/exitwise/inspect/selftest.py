@@ -59,7 +59,9 @@ class _Bench:
         """Have `see` told (stack, layer from 0, state) at each real call; returns what ends it."""
         hooks = []
         for stack in self.stacks:
-            for index, layer in enumerate(stack.layers(self.model)):
+            for layer, index in {
+                layer: place for place, layer in enumerate(stack.layers(self.model))
+            }.items():  # a shared layer: its last place
 
                 def tell(_: Any, __: Any, out: Any, stack: Stack = stack, index: int = index) -> None:
                     see(stack, index, out[0] if isinstance(out, tuple) else out)

@@ -18,7 +18,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from ..errors import CacheError
 
 BLOCK = 32
-POLICIES = ("propagate", "run late", "recompute")
+POLICIES = ("propagate", "run late", "recompute", "holes")
 
 
 class Filled(Exception):  # noqa: N818 - a signal, not an error: it ends a layer once its keys and values are stored
@@ -49,6 +49,11 @@ class Frontier:
         self.given: dict[str, Tensor] = {}
         self.done = [False] * rows
         self.step = 0
+
+    @property
+    def late(self) -> bool:
+        """Whether missing tokens are run again, so that the model is asked for more than the new ones."""
+        return self.policy in ("run late", "recompute")
 
     @property
     def full_prefix(self) -> int:
@@ -89,7 +94,10 @@ class Frontier:
 
 
 class JaggedLayer(CacheLayerMixin):
-    """Self-attention keys and values of one layer, (rows, heads, tokens, width), with a length per row."""
+    """Self-attention keys and values of one layer, (rows, heads, tokens, width), with a length per row.
+
+    Under 'holes' the tokens that a row skipped here are not among them: those that follow close up.
+    """
 
     is_sliding = False
     is_croppable = False

@@ -4,7 +4,9 @@ named policy.
 'propagate': keys and values of a skipped layer are projected from the state in which the token left, in one go, when a row next visits that
 layer. 'run late': the kept states first run through that layer themselves: exact. 'recompute': all tokens since the last that
 every layer has
-seen run again: exact, and holds no states. In all three a layer that nobody visits costs nothing.
+seen run again: exact, and holds no states. In all three a layer that nobody visits costs nothing. 'holes': nothing is made good, as in
+MuE's released code. A layer attends to the tokens that it has seen, with biases and masks taken from the right, so that keys before a hole
+are read at wrong distances: it is there to show what that costs.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class DecoderWalk:
         self.new = new
         if frontier.policy == "recompute":
             frontier.forget()
-        frontier.base = frontier.tokens if frontier.policy == "propagate" else min(frontier.full_prefix, frontier.tokens)
+        frontier.base = min(frontier.full_prefix, frontier.tokens) if frontier.late else frontier.tokens
         if self.stack.fresh_bias:
             for layer in frontier.layers[:1]:
                 layer.length = [min(n, frontier.base) for n in layer.length]
@@ -81,7 +83,7 @@ class DecoderWalk:
     def _remember(self, frontier: Frontier) -> None:
         for name in HISTORY:
             new = self.given.get(name)
-            if isinstance(new, Tensor) and new.dim() > 1 and frontier.policy != "propagate":
+            if isinstance(new, Tensor) and new.dim() > 1 and frontier.late:
                 past = frontier.given.get(name)
                 frontier.given[name] = new if past is None else torch.cat([past, new], 1)
 
@@ -94,7 +96,13 @@ class DecoderWalk:
 
     # -- the layers -------------------------------------------------------------------------------------------------------------
 
-    def layer_handler(self, index: int) -> Callable[..., Any]:
+    def layer_handler(self, places: list[int]) -> Callable[..., Any]:
+        if len(places) > 1:
+            raise FamilyError(
+                f"A layer of {self.stack.path} runs {len(places)} times: a decoder's layer has keys and values for one run only."
+            )
+        (index,) = places
+
         def handle(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return self._layer(index, layer, named(layer, args, kwargs))
 
@@ -113,10 +121,19 @@ class DecoderWalk:
             if self.session.plan.keep_states:
                 self.session.states.append(after[:, -1])
             walker.advance(index + 1, after)
+            if self.session.plan.read_all:
+                self._read(walker, index, after)
         state = hidden
         if index == self.layers - 1:
             state = self._finish(walker, hidden)
         return state if self.extras is None else (state, *self.extras)
+
+    def _read(self, walker: Walker, index: int, after: Tensor) -> None:
+        """The head on the rows that do not leave early here; nothing is done with what it says."""
+        readout, last = self.session.family.readout, index == self.layers - 1
+        assert readout is not None  # `attached` has looked
+        if walker.rows or last:
+            readout(self.session.model, after if last else walker.state)
 
     def _begin(self, hidden: Tensor, call: dict[str, Any]) -> None:
         rows, block = hidden.shape[:2]
@@ -132,7 +149,7 @@ class DecoderWalk:
         live = list(range(rows)) if self.frontier is None else self._live(self.frontier, new)
         rule = plan.rules.get(self.stack.streams[0])
         state = hidden[:, -new:] if block > new else hidden
-        walker = Walker(self.session, rule, list(range(rows)), state, self._mask(new), self.layers, rows, step, self.session.plan.group)
+        walker = Walker(self.session, self.stack, rule, list(range(rows)), state, self._mask(new), self.layers, rows, step, plan.group)
         if len(live) < rows:
             walker.rows, walker.result = live, torch.zeros_like(state)
             walker.state = state.index_select(0, torch.tensor(live, device=state.device))
@@ -231,11 +248,11 @@ class DecoderWalk:
         """These rows run this layer; `seen` tokens of theirs are here already. (rows, new tokens, width)."""
         assert self.new is not None
         here, own, held = rows_tensor(rows, len(frontier.done), hidden.device), frontier.layers[index], call[CACHE]
-        end = frontier.tokens + self.new
         if frontier.policy == "propagate" and seen < frontier.tokens:
             self._fill(layer, call, frontier, index, here, seen)
             seen = frontier.tokens
-        late = frontier.tokens - seen
+        late = frontier.tokens - seen if frontier.late else 0
+        of, end = frontier.tokens + self.new, seen + late + self.new
         if late:
             first = index == 0
             earlier = (
@@ -245,7 +262,9 @@ class DecoderWalk:
             )
             states = torch.cat([earlier, states], 1)
         self._enter(frontier, index, here, seen, held)
-        cut = self._cut(call, here, len(frontier.done), end - frontier.base, end - seen, held, index)
+        cut = self._cut(call, here, len(frontier.done), of - frontier.base, end - seen, held, index)
+        if end < of:
+            cut = {n: v if n in self.stack.cross else _last_keys(v, of, end) for n, v in cut.items()}
         if self._cross_missing(held, index):
             self._crossing(call, len(rows))
         after, extras = split_output(plain_call(layer, (states,), cut))
@@ -341,6 +360,11 @@ def _last_positions(value: Any, block: int, queries: int) -> Any:
     if isinstance(value, Tensor) and value.dim() in (2, 3) and value.shape[1] == block:
         return value[:, -queries:]
     return _last_queries(value, block, queries)
+
+
+def _last_keys(value: Any, of: int, keys: int) -> Any:
+    """The last keys' columns of a mask or a bias (rows, heads, queries, of); anything else as it is."""
+    return value[..., of - keys :] if isinstance(value, Tensor) and value.dim() == 4 and value.shape[-1] == of else value
 
 
 def _last_queries(value: Any, block: int, queries: int) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..criteria import Fixed, Rule, Step
+from ..criteria import Fixed, Rule, Step, last_real
 from ..errors import FamilyError
+from ..reading import Hindsight, Reading, View, enough
 from ..stack import Stack
 from .cache import rows_tensor
 from .walk import Session, named, pick, plain_call, split_output
@@ -21,6 +22,7 @@ class Walker:
     def __init__(
         self,
         session: Session,
+        stack: Stack,
         rule: Rule | None,
         rows: list[int],
         state: Tensor,
@@ -30,8 +32,8 @@ class Walker:
         step: int = 0,
         group: int = 1,
     ) -> None:
-        self.session, self.of, self.rows, self.state, self.mask = session, of, rows, state, mask
-        self.group = of if session.plan.together else group
+        self.session, self.stack, self.of, self.rows, self.state, self.mask = session, stack, of, rows, state, mask
+        self.group = of if session.plan.together or session.plan.pooled else group
         self.rule = rule if rule is not None else Fixed(layers)
         self.depth = [0] * of
         self.result: Tensor | None = None
@@ -40,6 +42,10 @@ class Walker:
         if self.foretold is not None and self.group > 1:
             self.foretold = [max(self.foretold[r - r % self.group : r - r % self.group + self.group]) for r in range(of)]
         self.sure = torch.full((of, layers), float("nan")) if session.plan.record else None
+        self.memory: dict[str, Tensor] = {}
+        self.view: View | None = None
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        session.answers.begin(of)
 
     @property
     def index(self) -> Tensor | None:
@@ -50,12 +56,16 @@ class Walker:
         """The state after `layer` (1-based) of the rows that walk; those that are ready leave with it."""
         at = Step(layer, self.at.layers, self.at.step, self.at.steps, self.at.tokens)
         before, self.state = self.state, after
+        if isinstance(self.rule, Hindsight):
+            return self._look_back(before, after, at)
         leave = self._ready(before, after, at)
         going = [i for i, out in enumerate(leave) if out]
         if not going:
             return
         for i in going:
             self.depth[self.rows[i]] = layer
+        if layer < at.layers and self.session.answers.trained:
+            self._answer(going, after, layer)
         if len(going) == self.of:
             self.result, self.rows = after, []
             return
@@ -69,13 +79,25 @@ class Walker:
         self.result[torch.tensor([self.rows[i] for i in going], device=device)] = after[torch.tensor(going, device=device)]
         staying = [i for i, out in enumerate(leave) if not out]
         self.rows = [self.rows[i] for i in staying]
-        self.state = after.index_select(0, torch.tensor(staying, device=device))
+        kept = torch.tensor(staying, device=device)
+        self.state = after.index_select(0, kept)
+        self.memory = {name: value.index_select(0, kept) for name, value in self.memory.items()}
+
+    def _answer(self, going: list[int], after: Tensor, layer: int) -> None:
+        """What the head of this exit says of the rows that leave: as the rule has read it, or read now for these rows alone."""
+        answers, index = self.session.answers, torch.tensor(going, device=after.device)
+        if self.view is not None and self.view.at.layer == layer and self.view.was_read:
+            logits = self.view.said.logits.index_select(0, index)
+        else:
+            state = after.index_select(0, index)
+            logits = answers.read(self.stack, layer, state, state[:, 0]).logits
+        answers.leave([self.rows[i] for i in going], logits)
 
     def _ready(self, before: Tensor, after: Tensor, at: Step) -> list[bool]:
         """Which of the walking rows leave after this layer. At most one host synchronisation, and none where nothing is in doubt."""
         sure = None
-        if self.sure is not None:
-            sure = self._measure(before, after)
+        if self.sure is not None and not (isinstance(self.rule, Reading) and at.layer == at.layers):
+            sure = self._measure(before, after, at)
             self.sure[self.rows, at.layer - 1] = sure.float().cpu()
         if at.layer == at.layers:
             return [True] * len(self.rows)
@@ -83,14 +105,47 @@ class Walker:
             return [self.foretold[r] <= at.layer for r in self.rows]
         if not self.rule.may_leave(at):
             return [False] * len(self.rows)
-        leave: list[bool] = self.rule.leaves(self._measure(before, after) if sure is None else sure, at, self.rows).tolist()
+        leave: list[bool] = self.rule.leaves(self._measure(before, after, at) if sure is None else sure, at, self.rows).tolist()
         return _in_groups(leave, min(self.group, len(leave)))
 
-    def _measure(self, before: Tensor, after: Tensor) -> Tensor:
-        mask = self.mask
-        if mask is not None and len(self.rows) != self.of:
-            mask = mask.index_select(0, torch.tensor(self.rows, device=mask.device))
-        return self.rule.sureness(before, after, mask)
+    def _own_mask(self) -> Tensor | None:
+        """The mask of the rows that walk."""
+        if self.mask is None or len(self.rows) == self.of:
+            return self.mask
+        return self.mask.index_select(0, torch.tensor(self.rows, device=self.mask.device))
+
+    def _measure(self, before: Tensor, after: Tensor, at: Step) -> Tensor:
+        if self.session.plan.pooled and not isinstance(self.rule, Reading):
+            # the tokens of all rows as those of a single one; nothing is left out, pads neither
+            one = self.rule.sureness(before.flatten(0, 1)[None], after.flatten(0, 1)[None], None)
+            return one.expand(len(self.rows))
+        mask = self._own_mask()
+        if not isinstance(self.rule, Reading):
+            return self.rule.sureness(before, after, mask)
+        self.view = self._view(before, after, at, mask)
+        return self.rule.measure(self.view)
+
+    def _view(self, before: Tensor, after: Tensor, at: Step, mask: Tensor | None) -> View:
+        plan, decoder = self.session.plan, self.stack.kind == "decoder"
+        place = 0 if not decoder else plan.place if plan.place is not None else -1 if mask is None else last_real(mask)
+        return self.session.answers.view(self.stack, at, (before, after), place, self.memory, plan.candidates if decoder else None)
+
+    def _look_back(self, before: Tensor, after: Tensor, at: Step) -> None:
+        """Notes what this exit says; after the last layer, each row gets the first state whose answer was the last one's."""
+        self.seen.append((after, self._view(before, after, at, self._own_mask()).logits))
+        if at.layer < at.layers:
+            return
+        depths = enough([logits for _, logits in self.seen])
+        size = min(self.group, len(depths))
+        for i, row in enumerate(self.rows):
+            depth = self.depth[row] = max(depths[i - i % size : i - i % size + size])
+            if self.result is None:
+                self.result = after.new_zeros((self.of, *after.shape[1:]))
+            state, logits = self.seen[depth - 1]
+            self.result[row] = state[i]
+            if depth < at.layers and self.session.answers.trained:
+                self.session.answers.leave([row], logits[i : i + 1])
+        self.rows = []
 
 
 def _in_groups(leave: list[bool], group: int) -> list[bool]:
@@ -109,16 +164,20 @@ class EncoderWalk:
         self.given: dict[str, Any] = {}
         self.walkers: dict[str, tuple[tuple[int, int], Walker]] = {}
         self.extras: tuple[Any, ...] | None = None
+        self.turn = 0
 
     def owner_call(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.given = named(owner, args, kwargs)
+        self.given, self.turn = named(owner, args, kwargs), 0
         try:
             return plain_call(owner, args, kwargs)
         finally:
             self.given, self.walkers, self.extras = {}, {}, None
 
-    def layer_handler(self, index: int) -> Callable[..., Any]:
+    def layer_handler(self, places: list[int]) -> Callable[..., Any]:
+        """What a layer's call comes to. places: where it runs, from 0; a layer that runs more than once is told by counting calls."""
+
         def handle(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            index, self.turn = places[0] if len(places) == 1 else self.turn, self.turn + 1
             return self._layer(index, layer, args, kwargs)
 
         return handle
@@ -152,7 +211,7 @@ class EncoderWalk:
             state = hidden if span == (0, tokens) else hidden[:, span[0] : span[1]]
             names = stream.split("+")
             rule = self.session.plan.rules.get(names[-1] if len(names) == 1 else stream, self.session.plan.rules.get(names[0]))
-            walker = Walker(self.session, rule, list(range(rows)), state, self._mask(span, tokens), self.layers, rows)
+            walker = Walker(self.session, self.stack, rule, list(range(rows)), state, self._mask(span, tokens), self.layers, rows)
             self.walkers[stream] = span, walker
 
     def _spans(self, tokens: int) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from ..criteria import Rule
-from ..errors import AttachError
+from ..errors import AttachError, FamilyError, KnobError
+from ..heads import Exits
 from ..stack import Family, Stack, reach
 from ..trace import Trace
+from .answers import Answers, placed
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _BUSY: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -36,16 +38,23 @@ class Plan:
 
     rules: stream -> rule; a stream without one runs at full depth. decompose: streams that share a stack walk apart (no attention between
     them). policy: what becomes of keys and values of skipped layers. together: rows of a batch leave together, when the last would.
+    pooled: they leave together by one measurement over the tokens of all of them, pads too, as if the batch were a single row.
+    read_all: the head reads a decoder's state after every layer at which rows stay, for nothing but its cost.
+    config: fields of the model's own configuration that hold while exits are attached.
     group: so many decoder rows that follow each other (the candidates of one item) leave together.
     steps: most decoding steps there can be, for schedules. ends: token ids after which a row of a greedy batch is not computed any more.
     record: measure the similarity after every layer, whatever the rules need. keep_states: a decoder's
-    state of the last token after every layer is kept in `Session.states` (full depth only).
+    state of the last token after every layer is kept in `Session.states` (full depth only). place: the token of a decoder's block that
+    reading rules read, None for the last. candidates: the answers to which they restrict what they read.
     """
 
     rules: Mapping[str, Rule] = field(default_factory=dict)
     decompose: bool = True
     policy: str = "propagate"
     together: bool = False
+    pooled: bool = False
+    read_all: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
     group: int = 1
     steps: int = 20
     ends: frozenset[int] = frozenset()
@@ -53,12 +62,14 @@ class Plan:
     record: bool = False
     keep_states: bool = False
     seed: int = 0
+    place: int | None = None
+    candidates: tuple[int, ...] | None = None
 
 
 class Session:
     """One attachment: the plan, what the model was called with, and what happened."""
 
-    def __init__(self, model: nn.Module, family: Family, plan: Plan) -> None:
+    def __init__(self, model: nn.Module, family: Family, plan: Plan, exits: Exits | None = None) -> None:
         self.model, self.family, self.plan = model, family, plan
         self.dice = torch.Generator().manual_seed(plan.seed)
         self.listened: dict[str, Any] = {}
@@ -68,6 +79,11 @@ class Session:
         self.layers: dict[str, int] = {}
         self.states: list[Tensor] = []
         self.count = Trace()
+        self.answers = Answers(model, family, exits, self.head_ran)
+
+    def head_ran(self) -> None:
+        """A head was evaluated."""
+        self.count.head_calls += 1
 
     def worked(self, stack: Stack, rows: int, tokens: int) -> None:
         """A real call of one layer took place."""
@@ -160,10 +176,11 @@ def _carry(module: nn.Module, handler: Callable[..., Any]) -> Callable[[], None]
 
 
 @contextmanager
-def attached(model: nn.Module, family: Family, plan: Plan) -> Iterator[Session]:
+def attached(model: nn.Module, family: Family, plan: Plan, exits: Exits | None = None) -> Iterator[Session]:
     """The model carries exits inside this block, whoever calls it; afterwards it is restored exactly, also after an exception.
 
-    One thread at a time (others wait). Raises AttachError if this thread has attached the model already.
+    exits: trained heads and parts, where there are any. One thread at a time (others wait). Raises AttachError if this thread has attached
+    the model already.
     """
     from .decode import DecoderWalk
     from .encode import EncoderWalk
@@ -171,25 +188,49 @@ def attached(model: nn.Module, family: Family, plan: Plan) -> Iterator[Session]:
     with _LOCKS.setdefault(model, threading.RLock()):
         if model in _BUSY:
             raise AttachError(f"This {type(model).__name__} carries exits already. Leave the other `attached()` block first.")
-        session, undo = Session(model, family, plan), []
+        if plan.read_all and family.readout is None:
+            raise FamilyError(f"The head of a {type(model).__name__} cannot read every layer: its family has no `readout`. Give it one.")
+        session, undo = Session(model, family, plan, exits), []
+        classifier = None if exits is None else placed(model, family, exits)
         _BUSY.add(model)
         try:
+            undo.append(_configured(model, plan.config))
             undo.append(model.register_forward_pre_hook(_listener(session), with_kwargs=True).remove)
             head = _head(model, family)
             if head is not None:
-                undo.append(head.register_forward_hook(_counter(session)).remove)
+                undo.append(head.register_forward_hook(lambda *_: session.head_ran()).remove)
+            if classifier is not None:
+                undo.append(classifier.register_forward_hook(session.answers.put).remove)
             for stack in family.stacks_of(model):
                 for path in stack.listen:
                     undo.append(reach(model, path).register_forward_pre_hook(_eavesdropper(session, path)).remove)
                 walk = (DecoderWalk if stack.kind == "decoder" else EncoderWalk)(session, stack)
                 undo.append(_carry(stack.owner_module(model), walk.owner_call))
-                for index, layer in enumerate(stack.layers(model)):
-                    undo.append(_carry(layer, walk.layer_handler(index)))
+                for layer, places in _places(stack.layers(model)):
+                    undo.append(_carry(layer, walk.layer_handler(places)))
             yield session
         finally:
             for step in reversed(undo):
                 step()
             _BUSY.discard(model)
+
+
+def _configured(model: nn.Module, wanted: Mapping[str, Any]) -> Callable[[], None]:
+    """The model's configuration with these fields; the undoing of it. Raises KnobError for a field that the model does not have."""
+    config = getattr(model, "config", None)
+    for name in wanted:
+        if not hasattr(config, name):
+            raise KnobError(
+                f"{type(model).__name__} has no setting {name!r}, which this run would change. Leave the knob of that name at its default."
+            )
+    before = {name: getattr(config, name) for name in wanted}
+
+    def put(values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            setattr(config, name, value)
+
+    put(wanted)
+    return lambda: put(before)
 
 
 def _listener(session: Session) -> Callable[..., None]:
@@ -210,16 +251,18 @@ def _head(model: nn.Module, family: Family) -> nn.Module | None:
     if family.head is not None:
         found: nn.Module = reach(model, family.head)
         return found
+    classifier = family.classifier_of(model)
+    if classifier is not None:
+        return classifier
     find: Any = getattr(model, "get_output_embeddings", None)
     head = find() if find is not None else None
     return head if isinstance(head, nn.Module) else None
 
 
-def _counter(session: Session) -> Callable[..., None]:
-    def count(*_: Any) -> None:
-        session.count.head_calls += 1
-
-    return count
+def _places(layers: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, list[int]]]:
+    """Each module once, with the places (from 0) at which it runs."""
+    for layer in dict.fromkeys(layers):
+        yield layer, [place for place, other in enumerate(layers) if other is layer]
 
 
 def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

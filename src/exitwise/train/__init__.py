@@ -1,8 +1,10 @@
 """Training for early exits: the layer-wise loss, schedules, and one plain loop."""
 
-from .loop import Progress, Settings, load, save, train
+from .checkpoint import load, save
+from .loop import train
 from .losses import agreement, distilled, layer_weights, layerwise, leave_one_out, sampled_weights, self_critical
-from .schedules import warmup_cosine
+from .schedules import warmup_cosine, warmup_linear
+from .settings import Progress, Settings
 
 __all__ = [
     "Progress",
@@ -18,4 +20,5 @@ __all__ = [
     "self_critical",
     "train",
     "warmup_cosine",
+    "warmup_linear",
 ]

@@ -3,74 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from exitwise.errors import CheckpointError, KnobError
+from .checkpoint import AVERAGE, load, same, save, weights_of
+from .schedules import SCHEDULES
+from .settings import Progress, Settings
 
-from .schedules import warmup_cosine
-
-AVERAGE = "average.safetensors"
 Batch = Any
 Batches = Callable[[int], Batch]
 Objective = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
 Validate = Callable[[nn.Module], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train. The budget is `seconds` or `steps`, whichever ends first; give at least one."""
-
-    folder: Path
-    seconds: float | None = None
-    steps: int | None = None
-    lr: float = 7e-4
-    warmup: int = 500
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    bf16: bool = False
-    seed: int = 0
-    log_every: int = 20
-    save_every_s: float = 180.0
-    validate_every_s: float = 600.0
-    average: float = 0.0  # decay of the moving average of the weights, which is then what is validated and exported; 0: none
-    patience: int | None = None  # validations without a better "loss" before stopping; None never stops early
-
-    def __post_init__(self) -> None:
-        if self.seconds is None and self.steps is None:
-            raise KnobError("the training has no end. Give seconds, steps or both.")
-        for name in ("seconds", "steps", "lr", "clip"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise KnobError(f"{name} is {value}, but must be above 0.")
-        if not 0 <= self.average < 1:
-            raise KnobError(f"average is {self.average}. Allowed: 0 (none) to below 1, such as 0.999.")
-
-
-@dataclass
-class Progress:
-    """What a resumed run has to know: steps done, seconds used, the best validation and how long ago it was."""
-
-    step: int = 0
-    used_s: float = 0.0
-    best: float = math.inf
-    stale: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -91,11 +45,13 @@ def train(
 ) -> Progress:
     """Trains `model` in place and returns the progress. A folder with a checkpoint is resumed.
 
-    batches: step -> batch, the same for the same step, so that a resumed run sees what an unbroken one would. objective: (model, batch)
-    -> mapping with "loss" and anything else to log. Under `accelerate launch` each process calls both for its own share, and gradients
-    are averaged. validate: model -> mapping with "loss"; called in eval mode without gradients.
-    on_save is called at each checkpoint, for an export of one's own.
+    batches: number -> batch, the same for the same number, so that a resumed run sees what an unbroken one would; step n takes the batches
+    from n * accumulate on. objective: (model, batch) -> mapping with "loss" and anything else to log. Under `accelerate launch` each
+    process calls both for its own share, and gradients are averaged. validate: model -> mapping with "loss"; called in eval mode without
+    gradients. on_save is called at each checkpoint, for an export of one's own. Raises CheckpointError where the folder holds another
+    model's checkpoint, or one of another configuration: see `checkpoint.same`.
     """
+    same(settings)
     accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no", cpu=not torch.cuda.is_available())
     set_seed(settings.seed)
     settings.folder.mkdir(parents=True, exist_ok=True)
@@ -110,8 +66,9 @@ def train(
         began = time.monotonic()
         # Dropout repeats when a run is resumed, and differs between processes.
         torch.manual_seed((settings.seed * 1_000_003 + progress.step) * accelerator.num_processes + accelerator.process_index)
-        rate = settings.lr * warmup_cosine(progress.step, _share(progress, settings), settings.warmup)
-        figures = _step(accelerator, model, optimizer, objective, batches(progress.step), rate, settings.clip)
+        rate = settings.lr * SCHEDULES[settings.schedule](progress.step, _share(progress, settings), settings.warmup)
+        parts = range(progress.step * settings.accumulate, (progress.step + 1) * settings.accumulate)
+        figures = _step(accelerator, model, optimizer, objective, map(batches, parts), settings, rate)
         if average is not None:
             average.update_parameters(model)
         progress.step += 1
@@ -151,17 +108,26 @@ def _average_gradients(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def _step(
-    accelerator: Accelerator, model: nn.Module, optimizer: Any, objective: Objective, batch: Batch, rate: float, clip: float
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    objective: Objective,
+    parts: Iterable[Batch],
+    settings: Settings,
+    rate: float,
 ) -> dict[str, Tensor]:
-    """One update; what the objective reported, detached, with the gradient's norm before clipping. A loss that is not finite is skipped."""
+    """One update from the mean gradient of its batches; what the objective reported of the last, detached, with the gradient's norm before
+    clipping. A loss that is not finite is skipped."""
     model.train()
     for group in optimizer.param_groups:
         group["lr"] = rate
-    with accelerator.autocast():
-        figures = dict(objective(model, batch))
-    accelerator.backward(figures["loss"])
+    figures: dict[str, Tensor] = {}
+    for batch in parts:
+        with accelerator.autocast():
+            figures = dict(objective(model, batch))
+        accelerator.backward(figures["loss"] / settings.accumulate)
     _average_gradients(accelerator, model)
-    norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
+    norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], settings.clip)
     if torch.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -217,7 +183,7 @@ def _housekeeping(
         progress.history.append({"step": progress.step, **figures})
         _log(settings.folder, {"step": progress.step, "used_s": round(progress.used_s, 1), **{f"valid/{k}": v for k, v in figures.items()}})
         if improved:
-            save_file(_weights(judged), settings.folder / "best.safetensors")
+            save_file(weights_of(judged), settings.folder / "best.safetensors")
     if progress.used_s - clock.saved >= settings.save_every_s:
         clock.saved = progress.used_s
         _keep(model, average, optimizer, progress, settings, on_save)
@@ -247,63 +213,3 @@ def _ended(progress: Progress, settings: Settings) -> bool:
 def _log(folder: Path, row: Mapping[str, Any]) -> None:
     with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Trained and frozen weights, shared tensors once."""
-    seen: set[int] = set()
-    kept = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() in seen and tensor.numel():
-            continue
-        seen.add(tensor.data_ptr())
-        kept[name] = tensor.detach().contiguous()
-    return kept
-
-
-def save(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    settings: Settings,
-    average: AveragedModel | None = None,
-) -> None:
-    """Writes the checkpoint, each file replaced in one move: model.safetensors, state.pt (optimizer and progress), settings.json, and
-    average.safetensors where the weights are averaged."""
-    state = {"optimizer": optimizer.state_dict(), "progress": asdict(progress)}
-    writers: dict[str, Callable[[Path], None]] = {
-        **({AVERAGE: lambda path: save_file(_weights(average.module), path)} if average is not None else {}),
-        "model.safetensors": lambda path: save_file(_weights(model), path),
-        "state.pt": lambda path: torch.save(state, path),
-        "settings.json": lambda path: _write_json(path, {**asdict(settings), "folder": settings.folder.name}),
-    }
-    for name, write in writers.items():
-        part = folder / f"{name}.part"
-        write(part)
-        os.replace(part, folder / name)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
-    """Restores a checkpoint into model and optimizer; a folder without one leaves them as they are and gives a fresh progress."""
-    if not (folder / "state.pt").exists():
-        return Progress()
-    try:
-        missing, surplus = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-        held = set(_weights(model))
-        lacking = sorted(held & set(missing))
-        if surplus or lacking:
-            raise CheckpointError(f"{folder} holds another model: {sorted(surplus)[:3]} are surplus, {lacking[:3]} missing.")
-        state = torch.load(folder / "state.pt", weights_only=True)
-        if optimizer is not None:
-            optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        hint = "Delete the folder, or train the model that it was made by."
-        raise CheckpointError(f"the checkpoint in {folder} does not fit this model: {error}. {hint}") from error
-    return Progress(**state["progress"])

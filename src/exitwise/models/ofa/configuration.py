@@ -37,6 +37,7 @@ class OFAConfig(PretrainedConfig):
     """Sizes of one OFA model; the defaults are OFA-Base (Wang et al. 2022, arXiv:2202.03052).
 
     `decomposed` cuts every encoder attention between image and text (MuE, Tang et al. 2023, arXiv:2211.11152).
+    `image_rel_bias` off leaves the image's 2-D relative tables unread, which MuE's released code does by mistake.
     `image_grids` are the [rows, columns] of stem cells that the processor may choose from.
     """
 
@@ -69,6 +70,7 @@ class OFAConfig(PretrainedConfig):
         stem_channels: int | None = None,
         train_stem: bool = False,
         decomposed: bool = False,
+        image_rel_bias: bool = True,
         image_grids: list[list[int]] | None = None,
         initializer_range: float = 0.02,
         use_cache: bool = True,
@@ -97,6 +99,7 @@ class OFAConfig(PretrainedConfig):
         self.stem_channels = stem_channels or STEM_CHANNELS.get(stem, 0)
         self.train_stem = train_stem
         self.decomposed = decomposed
+        self.image_rel_bias = image_rel_bias
         self.image_grids = image_grids or [[30, 30]]
         self.initializer_range = initializer_range
         self.use_cache = use_cache

@@ -172,6 +172,8 @@ class OFAEncoder(OFAPreTrainedModel):
         """The finished bias of one layer: the shared part plus this layer's tables, inside each modality."""
         absolute = self.absolute_bias(embedded, span)
         image_table: Any = self.image_rel_pos[layer].weight
+        if not self.config.image_rel_bias:  # added and then lost, as in MuE's released code
+            image_table = torch.zeros_like(image_table)
         text_table: Any = self.token_rel_pos[layer].weight
         cells = 0 if embedded.image_index is None else embedded.image_index.shape[0]
         length = embedded.hidden.shape[1]

@@ -1,0 +1,105 @@
+"""Fine-tunes a classifier, then trains the exits of each method by its own objective, each within its share of the time; all resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from glue_data import Encoded
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+from exitwise import Engine, methods
+from exitwise.heads import Exits
+from exitwise.train import Settings, train
+from exitwise.train.exits import Labelled, Learner
+
+ROWS = 32
+TUNED = "tuned"
+SHARES = {TUNED: 0.5, "deebert": 0.1, "fastbert": 0.1, "pabee": 0.1, "berxit": 0.1, "palbert": 0.1}  # of the time for training
+RATES = {TUNED: 1e-4, "deebert": 1e-3, "fastbert": 1e-3, "pabee": 5e-5, "berxit": 5e-5, "palbert": 5e-5}
+DONE = "done.safetensors"
+
+
+@dataclass(frozen=True)
+class School:
+    """What every stage is given: a maker of the untuned classifier, the rows to learn from, where to write, how long in all."""
+
+    make: Callable[[], nn.Module]
+    rows: Encoded
+    folder: Path
+    seconds: float
+    seed: int = 0
+
+    def settings(self, stage: str) -> Settings:
+        """A stage's share of the time."""
+        return Settings(
+            self.folder / stage,
+            seconds=self.seconds * SHARES[stage],
+            lr=RATES[stage],
+            warmup=100,
+            betas=(0.9, 0.999),
+            save_every_s=120.0,
+            seed=self.seed,
+        )
+
+    def batch(self, step: int) -> Labelled:
+        """The batch of a training step."""
+        inputs, labels = self.rows.batch(self.rows.drawn(step, ROWS, self.seed))
+        return Labelled(inputs, labels, step)
+
+
+def _kept(school: School, stage: str, module: nn.Module, learn: Callable[[Settings], object]) -> None:
+    """Trains a stage, or reads what it gave when it is done."""
+    done = school.folder / stage / DONE
+    if not done.exists():
+        learn(school.settings(stage))
+        save_model(module, str(done) + ".part")
+        Path(str(done) + ".part").replace(done)
+    load_model(module, str(done))
+    module.eval()
+
+
+def _plain(model: nn.Module, batch: Labelled) -> dict[str, Tensor]:
+    """Ordinary fine-tuning: the model's own loss."""
+    loss: Tensor = model(**batch.inputs, labels=batch.labels).loss
+    return {"loss": loss}
+
+
+def tuned(school: School) -> nn.Module:
+    """The classifier, fine-tuned as ever."""
+    model = school.make()
+    _kept(school, TUNED, model, lambda settings: train(model, school.batch, _plain, settings))
+    return model
+
+
+def trained(school: School, base: nn.Module, name: str) -> tuple[nn.Module, Exits]:
+    """(model, exits) of a method. A method that freezes the base shares it; another one goes on from a copy of it."""
+    method = methods.load(name)
+    assert method.objective is not None
+    model = base
+    if not method.frozen:
+        model = school.make()
+        model.load_state_dict(base.state_dict())
+    engine = Engine(model, name)
+    exits = engine.fresh_exits(school.seed)
+    learner = Learner(model, engine.family, exits, method.frozen)
+    objective: Any = method.objective
+    saved: nn.Module = exits if method.frozen else learner
+    _kept(school, name, saved, lambda settings: train(learner, school.batch, objective, settings))
+    model.requires_grad_(True).eval()
+    return model, exits.eval()
+
+
+def full_answers(model: nn.Module, rows: Encoded) -> list[int]:
+    """The class that the model says of each row, at full depth."""
+    said = [0] * len(rows)
+    with torch.no_grad():
+        for places in rows.in_turn(ROWS):
+            inputs: Mapping[str, Tensor] = rows.batch(places)[0]
+            for place, answer in zip(places, model(**inputs).logits.argmax(-1).tolist(), strict=True):
+                said[place] = answer
+    return said

@@ -1,0 +1,110 @@
+"""Heads for exits: small trained read-outs, one after each layer but the last, kept beside a model and never in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .errors import CheckpointError, KnobError
+
+EXITS_FILE = "exits.safetensors"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What exits must fit. width: of a state. classes: of an answer; 0 where the model's own head reads it out. layers: of the stack."""
+
+    width: int
+    classes: int
+    layers: int
+
+
+class Said(NamedTuple):
+    """What is read at an exit. feature: (rows, width) the state that an answer is made of. logits: (rows, classes)."""
+
+    feature: Tensor
+    logits: Tensor
+
+
+class Head(nn.Module):
+    """The off-ramp of one exit: tanh(W t + b) of the state t of one token, then a linear layer (Xin et al. 2020, arXiv:2004.12993)."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.pool, self.out = nn.Linear(shape.width, shape.width), nn.Linear(shape.width, shape.classes)
+
+    def forward(self, token: Tensor) -> Said:
+        feature = torch.tanh(self.pool(token.to(self.pool.weight.dtype)))
+        return Said(feature, self.out(feature))
+
+
+class Exits(nn.Module):
+    """All that was trained for the exits of one stack.
+
+    heads: one `Head` for each of the depths 1..n-1, or none (then the model's own read-out answers at every depth); depth n is always the
+    model's own. parts: what a method needs besides, by name. made_by: the name of the method whose file builds this kind.
+    """
+
+    def __init__(self, shape: Shape, heads: bool = True, **parts: nn.Module) -> None:
+        super().__init__()
+        if heads and (shape.classes < 1 or shape.layers < 2):
+            raise KnobError(f"Heads cannot be made for {shape}. They need a classifier (classes >= 1) and two layers or more.")
+        self.shape, self.made_by = shape, ""
+        self.heads = nn.ModuleList(Head(shape) for _ in range(shape.layers - 1 if heads else 0))
+        self.parts = nn.ModuleDict(parts)
+
+
+def save(exits: Exits, folder: Path, base: dict[str, Any]) -> Path:
+    """Write the exits (never the base) to `folder`/exits.safetensors, with their shape, their maker and the base's fingerprint.
+
+    Raises CheckpointError for exits that do not name their maker, and so could not be built again.
+    """
+    if not exits.made_by:
+        raise CheckpointError("These exits do not say which method builds their kind. Set `made_by` to its name (`fresh_exits` does).")
+    path = folder / EXITS_FILE
+    about = {"shape": json.dumps(asdict(exits.shape)), "made_by": exits.made_by, "base": json.dumps(base)}
+    part = path.with_name(path.name + ".part")
+    save_file({name: value.detach().contiguous() for name, value in exits.state_dict().items()}, part, metadata=about)
+    part.replace(path)
+    return path
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a file of exits says: see `save`."""
+
+    path: Path
+    shape: Shape
+    made_by: str
+    base: dict[str, Any]
+    weights: dict[str, Tensor]
+
+    def into(self, exits: Exits) -> Exits:
+        """Fill in exits of the same kind. Raises CheckpointError if these weights are not theirs."""
+        try:
+            exits.load_state_dict(self.weights)
+        except RuntimeError as problem:
+            raise CheckpointError(f"{self.path} does not fit exits of {self.made_by!r} ({problem}). Train and save them again.") from None
+        exits.made_by = self.made_by
+        return exits
+
+
+def read(folder: Path) -> Saved:
+    """The file of exits in a folder. Raises CheckpointError where there is none or it is damaged."""
+    path = folder / EXITS_FILE
+    try:
+        with safe_open(path, "pt") as opened:
+            about = opened.metadata()
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+        return Saved(path, Shape(**json.loads(about["shape"])), about["made_by"], json.loads(about["base"]), weights)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is not there, but the exits saved beside it need it. Copy both files, or train again.") from None
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as problem:
+        raise CheckpointError(f"{path} is damaged ({problem!r}). Train the exits and save them again.") from None

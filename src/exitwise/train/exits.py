@@ -1,0 +1,114 @@
+"""Training exits: a base and its exits as one module, batches with labels, and the losses that several methods' objectives are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from exitwise.errors import FamilyError, InputError
+from exitwise.heads import Exits, Said
+from exitwise.stack import Family, Stack
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One batch: what `forward` takes (without labels), labels, and the number of the training step, for objectives that alternate.
+
+    labels: (rows,) class numbers, or floats for a head with one class; for a decoder (rows, tokens), -100 where nothing is asked.
+    """
+
+    inputs: Mapping[str, Any]
+    labels: Tensor
+    step: int = 0
+
+
+@dataclass
+class Walked:
+    """What one pass of the base gave: the state after every layer, (rows, tokens, width) each, and the model's own output."""
+
+    states: list[Tensor] = field(default_factory=list)
+    out: Any = None
+
+
+class Learner(nn.Module):
+    """A base and its exits as one module to train. frozen: the base keeps its weights, runs in evaluation mode and without gradients."""
+
+    def __init__(self, model: nn.Module, family: Family, exits: Exits, frozen: bool) -> None:
+        super().__init__()
+        self.model, self.family, self.exits, self.frozen = model, family, exits, frozen
+        stacks = family.stacks_of(model)
+        self.stack: Stack = next((s for s in stacks if s.kind == "decoder"), stacks[-1])
+        model.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Learner:
+        super().train(mode)
+        if self.frozen:
+            self.model.eval()
+        return self
+
+    def walk(self, inputs: Mapping[str, Any]) -> Walked:
+        """One pass of the base at full depth, with the state after every layer."""
+        walked = Walked()
+
+        def see(_: Any, __: Any, out: Any) -> None:
+            walked.states.append(out[0] if isinstance(out, tuple) else out)
+
+        hooks = [layer.register_forward_hook(see) for layer in dict.fromkeys(self.stack.layers(self.model))]
+        try:
+            with torch.no_grad() if self.frozen else nullcontext():
+                walked.out = self.model(**inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return walked
+
+    def read(self, state: Tensor) -> Tensor:
+        """What the model's own head says of a state."""
+        if self.family.readout is None:
+            raise FamilyError(f"Nothing reads a state of {type(self.model).__name__}. Give its family a `readout`, or exits with heads.")
+        return self.family.readout(self.model, state)
+
+    def said(self, walked: Walked) -> list[Said]:
+        """What the exits 1..n-1 of a classifier say."""
+        early = walked.states[:-1]
+        if len(self.exits.heads):
+            return [head(state[:, 0]) for head, state in zip(self.exits.heads, early, strict=True)]
+        return [Said(state[:, 0], self.read(state)) for state in early]
+
+    def answers(self, walked: Walked) -> list[Tensor]:
+        """Logits (rows, classes) of every exit of a classifier, 1..n; those of depth n are the model's own."""
+        return [*(said.logits for said in self.said(walked)), walked.out.logits]
+
+
+Objective = Callable[[Learner, Labelled], Mapping[str, Tensor]]
+
+
+def each_loss(answers: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """(rows, exits) losses: cross-entropy, or the squared error of a head with one class. Raises InputError for labels that do not fit."""
+    classes = answers[-1].shape[-1]
+    if labels.dim() != 1 or len(labels) != len(answers[-1]):
+        raise InputError(f"Labels of shape {tuple(labels.shape)} do not fit {len(answers[-1])} rows. Give one label for each row.")
+    if classes == 1:
+        return torch.stack([F.mse_loss(logits[:, 0].float(), labels.float(), reduction="none") for logits in answers], 1)
+    if labels.is_floating_point() or labels.dtype == torch.bool or not bool(((labels >= 0) & (labels < classes)).all()):
+        given = sorted({round(float(v), 6) for v in labels})
+        raise InputError(f"Labels {given[:8]} do not fit a head of {classes} classes. Allowed: the whole numbers 0..{classes - 1}.")
+    return torch.stack([F.cross_entropy(logits.float(), labels, reduction="none") for logits in answers], 1)
+
+
+def answer_losses(answers: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """(exits,) mean over the rows of `each_loss`."""
+    return each_loss(answers, labels).mean(0)
+
+
+def weighed_by_depth(losses: Tensor) -> Tensor:
+    """sum_j j * loss_j / sum_j j over exits 1..n, a scalar (PABEE, CALM)."""
+    weights = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
+    return (weights * losses).sum() / weights.sum()
