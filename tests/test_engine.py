@@ -181,7 +181,7 @@ def test_save_and_load(tmp_path, pair):
 
 
 def test_a_fingerprint_sees_a_change_of_one_weight_in_a_small_layer(pair):
-    from exitwise.engine import fingerprint
+    from exitwise.kept import fingerprint
 
     model, _ = pair
     before = fingerprint(model)

@@ -18,6 +18,7 @@ FLOORS = [
     {"run"},
     {"calibrate", "method", "families"},
     {"methods"},
+    {"kept"},
     {"engine"},
     {"inspect", "bench", "monitor", "serve"},
     {"cli", "__main__"},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from . import __version__, families, heads, methods
+from . import __version__, families, kept, methods
 from .calibrate.budget import Calibration, Outcome, Quality, one_wish, search
 from .calibrate.front import spend
 from .calibrate.profile import ITEMS, prices_of
@@ -30,8 +28,6 @@ from .stack import Family
 from .trace import Trace
 
 Predict = Callable[["Engine", Sequence[Any]], tuple[Sequence[Any], Trace]]
-SETTINGS_FILE = "exitwise.json"
-FORMAT = 1
 
 
 @dataclass
@@ -343,75 +339,21 @@ class Engine:
 
         Trained exits go beside it, into exits.safetensors.
         """
-        path, base = Path(folder), fingerprint(self.model)
-        path.mkdir(parents=True, exist_ok=True)
-        if self.exits is not None:
-            heads.save(self.exits, path, base)
-        body = {
-            "format": FORMAT, "version": __version__, "method": self.method_name, "settings": self._settings, "base": base,
-            "exits": self.exits is not None,
-            "calibration": None if self.calibration is None else self.calibration.to_dict(),
-        }  # fmt: skip
-        part = path / (SETTINGS_FILE + ".part")
-        part.write_text(json.dumps(body, indent=1))
-        part.replace(path / SETTINGS_FILE)
-        return path / SETTINGS_FILE
+        return kept.write(folder, self.model, kept.Kept(self.method_name, self._settings, self.exits, self.calibration))
 
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module, family: Family | None = None) -> Engine:
         """An engine as it was saved, on the same base model. Raises CheckpointError (no or damaged file), FingerprintError
         (another model)."""
-        path = Path(folder) / SETTINGS_FILE
+        found = kept.read(folder, model)
         try:
-            body = json.loads(path.read_text())
-            kind, settings, base = body["method"], body["settings"], body["base"]
-        except FileNotFoundError:
-            raise CheckpointError(f"{path} is not there. Give the folder that `Engine.save` wrote.") from None
-        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as problem:
-            raise CheckpointError(f"{path} is damaged ({problem!r}). Calibrate and save again.") from None
-        if body.get("format") != FORMAT:
-            raise CheckpointError(f"{path} has format {body.get('format')}; this version reads format {FORMAT}.")
-        here = fingerprint(model)
-        if here != base:
-            wrong = ", ".join(f"{k} {base.get(k)!r} -> {here[k]!r}" for k in here if here[k] != base.get(k))
-            raise FingerprintError(f"These exits were saved for another model ({wrong}). Load that model, or calibrate anew.")
-        exits = _saved_exits(Path(folder), model, base) if body.get("exits") else None
-        knobs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        try:
-            engine = cls(model, kind, family, exits=exits, **knobs)
+            engine = cls(model, found.method, family, exits=found.exits, **found.settings)
         except (UnknownName, KnobError) as problem:
-            saved = body.get("version", "an earlier one")
             raise CheckpointError(
-                f"{path} does not fit this version, {__version__} (saved by {saved}): {problem} Calibrate anew."
+                f"{folder} does not fit this version, {__version__} (saved by {found.version}): {problem} Calibrate anew."
             ) from None
-        engine.calibration = None if body.get("calibration") is None else Calibration.from_dict(body["calibration"])
+        engine.calibration = found.calibration
         return engine
-
-
-def _saved_exits(folder: Path, model: nn.Module, base: Any) -> Exits:
-    """The exits beside the settings, built by the file of the method that made them."""
-    saved = heads.read(folder)
-    if saved.base != base:
-        raise FingerprintError(
-            f"{saved.path} was trained on another model than the settings beside it were saved for. Copy both, or train anew."
-        )
-    build = methods.load(saved.made_by).exits
-    if build is None:
-        raise CheckpointError(
-            f"{saved.path} says that it is of {saved.made_by!r}, which trains no exits. Train the exits and save them again."
-        )
-    return saved.into(build(saved.shape)).to(next(model.parameters()).device)
-
-
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Class, number of parameters, and a hash over names, shapes and a sample of values of every parameter (in float32)."""
-    digest, count = hashlib.sha256(), 0
-    for name, parameter in sorted(model.named_parameters()):
-        values = parameter.detach().flatten()
-        count += values.numel()
-        sample = values[:: max(1, values.numel() // 64)][:64].float().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
-    return {"class": type(model).__name__, "parameters": count, "sha256": digest.hexdigest()}
 
 
 def _tensors(output: Any) -> list[Tensor]:

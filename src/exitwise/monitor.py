@@ -23,8 +23,9 @@ from .calibrate.budget import NEVER
 from .calibrate.evidence import Evidence
 from .calibrate.guarantee import Promise
 from .calibrate.promised_runs import DISAGREEMENT
-from .engine import Engine, fingerprint
+from .engine import Engine
 from .errors import CheckpointError, FingerprintError, InputError, KnobError
+from .kept import fingerprint
 
 Loss = Callable[[Any, Any, Mapping[str, Any]], Sequence[float | None]]
 FORMAT = 1

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from ..cost import count_macs, etr_readings
-from ..engine import SETTINGS_FILE, Engine, fingerprint
+from ..engine import Engine
 from ..errors import InputError
+from ..kept import SETTINGS_FILE, fingerprint
 from ..trace import Trace
 from . import record, tasks
 from .ask import Asked, Asker, Said, load_pair, scores

@@ -10,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..calibrate.ledger import DECODER, Ledger
-from ..engine import Engine, fingerprint
+from ..engine import Engine
 from ..errors import CheckpointError
+from ..kept import fingerprint
 from .ask import Asker
 from .choosing import Tick, ledger
 from .tasks import Item

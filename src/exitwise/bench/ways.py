@@ -14,7 +14,8 @@ from typing import Any
 
 from .. import methods
 from ..calibrate.ledger import Ledger, best_static, cheapest, remeasured
-from ..engine import SETTINGS_FILE, Engine
+from ..engine import Engine
+from ..kept import SETTINGS_FILE
 from ..trace import Trace
 from .ask import Asked, Asker
 from .choosing import Tick, alone, ledger, live

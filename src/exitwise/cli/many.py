@@ -11,8 +11,9 @@ from typing import Any
 from PIL import Image
 
 from ..bench.journal import whole_lines
-from ..engine import Engine, fingerprint
+from ..engine import Engine
 from ..errors import InputError
+from ..kept import fingerprint
 from .asking import Question, ask, asker_of, item_of
 
 
