@@ -217,7 +217,7 @@ def test_d6_without_captions_is_refused(tmp_path):
         reproduce.data_of("answer", str(folder), "test", None, None, False, True, "corrected")
     with pytest.raises(InputError, match="embedded sample has no hypotheses"):
         reproduce.data_of("answer", None, None, None, None, False, True, "corrected")
-    with pytest.raises(InputError, match="label 'perhaps' is not one of entailment, neutral, contradiction"):
+    with pytest.raises(InputError, match="label 'perhaps' for a.png is not among contradiction, entailment, neutral"):
         tasks.load("answer", entailment(tmp_path, label="perhaps"), "test")
 
 
