@@ -68,13 +68,17 @@ def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(place: Path, tmp_path
     assert not (tmp_path / "broken" / UNFINISHED).exists() and not (tmp_path / "whole" / UNFINISHED).exists()
 
 
-def test_another_question_begins_anew(place: Path, tmp_path: Path, watch: Watch) -> None:
+def test_another_question_or_other_code_begins_anew(place: Path, tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     judged(place, tmp_path / "whole", seed=1)
     every, watch.ran, watch.stop = watch.ran, 0, watch.ran - 2
     with pytest.raises(Stopped):
         judged(place, tmp_path / "broken", seed=0)
     watch.ran, watch.stop = 0, 0
     judged(place, tmp_path / "broken", seed=1)
+    assert watch.ran == every
+    watch.ran = 0
+    monkeypatch.setattr(measure.record, "commit", lambda: ("another", False))
+    judged(place, tmp_path / "broken", seed=0)
     assert watch.ran == every
 
 

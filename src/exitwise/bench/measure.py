@@ -131,6 +131,7 @@ def _journal(asker: Asker, task: tasks.Task, held: tasks.Task | None, config: di
         "seed": setup.seed,
         "weights": fingerprint(asker.model),
         "versions": record.versions(),
+        "commit": record.commit(),
         "exits": exits,
         "items": asked,
     }
