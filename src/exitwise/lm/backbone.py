@@ -1,0 +1,167 @@
+"""A language model as embedding, layers and head, entered by its family's `Language`: the only place where a layer is run."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CacheError, FamilyError
+from ..run.cache import Filled
+from ..run.walk import split_output
+from ..stack import Family
+from ..trace import Trace
+from .lean import Lean, lean_of, rotary
+from .store import Span, Store
+
+_AGREE: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+CLOSE = 1e-4  # the same arithmetic in another order, in float32, on states of order one
+
+
+class _Visit:
+    """What a layer of the model takes for its cache while it is run: it stores what the layer brings and gives back what it may see."""
+
+    def __init__(self, store: Store, span: Span, filling: bool = False) -> None:
+        self.store, self.span, self.filling = store, span, filling
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.store.write(self.span, keys, values)
+        if self.filling:
+            raise Filled
+        return self.store.read(self.span)
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self.span.starts[0]
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        return self.span.end, 0
+
+
+class Backbone:
+    """The parts of one model. lean: run layers in few operations where that gives what they give.
+
+    Raises FamilyError for a model whose family has no `language`, and CacheError for attention that cannot take our masks.
+    """
+
+    def __init__(self, model: nn.Module, family: Family, lean: bool = True) -> None:
+        if family.language is None:
+            raise FamilyError(f"{type(model).__name__} is not described as a language model: its family has no `language`. Use the walk.")
+        self.model, self.family, self.language = model, family, family.language
+        (self.stack,) = family.stacks_of(model)
+        self.layers = self.stack.layers(model)
+        config: Any = model.config
+        kind = getattr(config, "_attn_implementation", "sdpa")
+        if kind not in ("sdpa", "eager"):
+            raise CacheError(f"Attention {kind!r} cannot see rows of unlike length. Load the model with attn_implementation='sdpa'.")
+        self.trace = Trace(layers={self.stack.streams[0]: len(self.layers)})
+        self._takes = [set(inspect.signature(inspect.unwrap(type(layer).forward)).parameters) for layer in self.layers]
+        self.leans: list[Lean | None] = [None] * len(self.layers)
+        if lean:
+            self.leans = [self._checked(i) for i in range(len(self.layers))]
+
+    @property
+    def depth(self) -> int:
+        """Layers of the whole model."""
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """(rows, tokens, width)."""
+        return self.language.embed(self.model, ids, positions)
+
+    def aids(self, states: Tensor, span: Span) -> Callable[[int], dict[str, Any]]:
+        """What all layers of a pass share; made once."""
+        made = self.language.aids(self.model, states, span.positions)
+        ready: dict[int, tuple[Any, dict[str, Any]]] = {}  # by the tables' identity, which is theirs as long as they are held here
+
+        def of(layer: int) -> dict[str, Any]:
+            call = made(layer)
+            turned = call.get("position_embeddings")
+            if not isinstance(turned, tuple):
+                return call
+            if id(turned) not in ready:
+                ready[id(turned)] = turned, {**call, "rotary": rotary(*turned)}
+            return ready[id(turned)][1]
+
+        return of
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens back a layer looks."""
+        return None if self.language.window is None else self.language.window(self.model, layer)
+
+    def readout(self, states: Tensor) -> Tensor:
+        """(..., vocabulary) logits of states (rows, tokens, width), by the model's own norm and head."""
+        assert self.family.readout is not None
+        self.trace.head_calls += 1
+        return self.family.readout(self.model, states)
+
+    def run(self, layer: int, states: Tensor, span: Span, store: Store, aids: dict[str, Any], seen: Tensor | None) -> Tensor:
+        """States (rows, tokens, width) through one layer."""
+        self.count(states)
+        ours = self.leans[layer]
+        return ours(states, span, store, aids, seen) if ours is not None else self._own(layer, states, _Visit(store, span), aids, seen)
+
+    def fill(self, layer: int, states: Tensor, span: Span, store: Store, aids: dict[str, Any]) -> None:
+        """Only the keys and values of these states."""
+        path = self.stack.path
+        self.trace.fills[path] = self.trace.fills.get(path, 0) + states.shape[0] * states.shape[1]
+        ours = self.leans[layer]
+        if ours is not None:
+            return ours.fill(states, span, store, aids)
+        try:
+            self._own(layer, states, _Visit(store, span, filling=True), aids, None)
+        except Filled:
+            return
+        raise FamilyError(f"{type(self.layers[layer]).__name__} stored no keys and values. Use keys_values='run late' for this model.")
+
+    def _own(self, layer: int, states: Tensor, cache: Any, aids: dict[str, Any], seen: Tensor | None) -> Tensor:
+        mask = None if seen is None else torch.zeros_like(seen, dtype=states.dtype).masked_fill(~seen, torch.finfo(states.dtype).min)
+        call = {"attention_mask": mask, "past_key_values": cache, "use_cache": True, **aids}
+        known = {name: value for name, value in call.items() if name in self._takes[layer] or name in aids and name != "rotary"}
+        return split_output(self.layers[layer](states, **known))[0]
+
+    def count(self, states: Tensor) -> None:
+        """A call of one layer takes place."""
+        path, trace = self.stack.path, self.trace
+        trace.calls[path] = trace.calls.get(path, 0) + 1
+        trace.rows[path] = trace.rows.get(path, 0) + states.shape[0]
+        trace.work[path] = trace.work.get(path, 0) + states.shape[0] * states.shape[1]
+
+    def _checked(self, layer: int) -> Lean | None:
+        """Our arithmetic for a layer, if it has the form and gives what the layer gives; that is tried once for each layer."""
+        module = self.layers[layer]
+        found = lean_of(module)
+        if found is None:
+            return None
+        if module not in _AGREE:
+            _AGREE[module] = self._agrees(layer, found)
+        return found if _AGREE[module] else None
+
+    @torch.no_grad()
+    def _agrees(self, layer: int, ours: Lean) -> bool:
+        """Whether our arithmetic gives what the layer itself gives: three tokens, then one more that sees them."""
+        weight = ours.q.turned
+        generator = torch.Generator().manual_seed(layer)
+        states = torch.randn(1, 4, ours.q.turned.shape[0], generator=generator).to(weight)
+        both = []
+        for run in (ours, lambda *a: self._own(layer, a[0], _Visit(a[2], a[1]), a[3], a[4])):
+            store, outs = Store(1), []
+            for start, stop in ((0, 3), (3, 4)):
+                span = Span(None, (start,), stop - start, weight.device)
+                part = states[:, start:stop]
+                try:
+                    outs.append(run(part, span, store, self.aids(part, span)(layer), span.seen(self.window(layer))))
+                except (RuntimeError, KeyError, TypeError, ValueError):
+                    return False  # not of this form after all
+            both.append(torch.cat(outs, 1))
+        scale = float(both[1].abs().amax())
+        return bool(torch.allclose(*both, rtol=CLOSE, atol=CLOSE * scale))
+
+

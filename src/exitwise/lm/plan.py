@@ -1,0 +1,54 @@
+"""What a method asks of the decoding loop beyond a rule for leaving: drafts, routes, parts of layers that are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .backbone import Backbone
+    from .drafting import Drafter
+
+Route = Callable[[int, int], Sequence[int]]  # (step, layers of the model) -> numbers of the layers that run, from 0, rising
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Draft from a shallow depth, verify by the rest.
+
+    make: (backbone, trained parts, rows) -> a drafter. most: tokens drafted a round (gamma). sure: drafting stops once the last drafted
+    token's probability is below (eta); that token is verified all the same. lookup: drafts are taken from the text itself where its last
+    tokens stood there before, of so many tokens at least (0: never). match: 'greedy' or 'sample' by what is asked for; nothing to set.
+    """
+
+    make: Callable[[Backbone, Mapping[str, nn.Module], int], Drafter]
+    most: int = 6
+    sure: float = 0.0
+    lookup: int = 0
+
+
+@dataclass(frozen=True)
+class SkipFFN:
+    """Leave feed-forward nets out once they change the state little (FFN-SkipLLM): attention always runs, so no keys are missing.
+
+    threshold: on the cosine of a state before and after the net, with the residual. cold: layers at the bottom and at the top that are never
+    left out. warm: tokens generated at first with everything.
+    """
+
+    threshold: float
+    cold: tuple[int, int]
+    warm: int
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Only a language model's own loop can do these. grid: depths at which a rule may leave (empty: all)."""
+
+    draft: Draft | None = None
+    route: Route | None = None
+    skip: SkipFFN | None = None
+    grid: tuple[int, ...] = ()
+    about: Any = None

@@ -1,0 +1,125 @@
+"""Keys and values of one layer, for rows of unlike length: token t of a row lies in slot t, and memory grows in blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+
+
+def blocks(tokens: int) -> int:
+    """The least multiple of the block that holds so many tokens."""
+    return -(-tokens // BLOCK) * BLOCK
+
+
+@dataclass(frozen=True)
+class Span:
+    """The tokens that some rows bring to a layer: row i brings `tokens`, from its slot `starts[i]` on.
+
+    rows: numbers of the rows, None for all in order. A row may have fewer tokens than the others: what is computed beyond its end is
+    never seen, since each query looks at its own slot and those before, and the slots are written again before they count.
+    """
+
+    rows: tuple[int, ...] | None
+    starts: tuple[int, ...]
+    tokens: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def end(self) -> int:
+        """One past the last slot that is written."""
+        return max(self.starts) + self.tokens
+
+    @cached_property
+    def even(self) -> bool:
+        """Whether all rows bring the same slots."""
+        return len(set(self.starts)) == 1
+
+    @cached_property
+    def index(self) -> Tensor | None:
+        """The rows as an index."""
+        return None if self.rows is None else torch.tensor(self.rows, device=self.device)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(rows, tokens) slot of each token, which is its position too; one row for all where they are even."""
+        starts = torch.tensor(self.starts[:1] if self.even else self.starts, device=self.device)
+        return starts[:, None] + torch.arange(self.tokens, device=self.device)
+
+    @cached_property
+    def own(self) -> tuple[Tensor, Tensor]:
+        """Indices (rows, 1) and (rows, tokens) of the slots that are written, for rows that are not even or not all."""
+        rows = torch.arange(len(self.starts), device=self.device) if self.index is None else self.index
+        return rows[:, None], self.positions.expand(len(self.starts), -1)
+
+    def seen(self, window: int | None = None) -> Tensor | None:
+        """(rows, 1, tokens, slots) true where a query may look; None where it may look at all slots. window: tokens back, its own included."""
+        if self.tokens == 1 and self.even and (window is None or self.end <= window):
+            return None
+        slots, positions = torch.arange(self.end, device=self.device), self.positions[:, :, None]
+        looks = slots <= positions
+        if window is not None:
+            looks &= slots > positions - window
+        return looks[:, None].expand(len(self.starts), 1, self.tokens, self.end)
+
+
+class Store:
+    """Keys and values of one layer, (rows, heads, slots, width of a head) each, made at the first write."""
+
+    def __init__(self, rows: int, room: int = BLOCK) -> None:
+        self.rows, self.room = rows, blocks(room)
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def write(self, span: Span, keys: Tensor, values: Tensor) -> None:
+        """Put (rows of the span, heads, tokens, width) where the span says."""
+        self.keys, self.values = self._fit(self.keys, span, keys), self._fit(self.values, span, values)
+        if span.even and span.rows is None:
+            start = span.starts[0]
+            self.keys[:, :, start : start + span.tokens] = keys
+            self.values[:, :, start : start + span.tokens] = values
+            return
+        rows, slots = span.own
+        self.keys[rows, :, slots] = keys.transpose(1, 2)
+        self.values[rows, :, slots] = values.transpose(1, 2)
+
+    def read(self, span: Span) -> tuple[Tensor, Tensor]:
+        """Keys and values of the span's rows, up to its last slot. Raises nothing: slots that were not written yet hold what they hold."""
+        assert self.keys is not None and self.values is not None
+        keys, values = self.keys[:, :, : span.end], self.values[:, :, : span.end]
+        return (keys, values) if span.index is None else (keys.index_select(0, span.index), values.index_select(0, span.index))
+
+    def copy(self, other: Store, row: int, slots: list[int]) -> None:
+        """Take these slots of a row from another layer of the same shape."""
+        assert other.keys is not None and other.values is not None
+        place = torch.tensor(slots, device=other.keys.device)
+        if self.keys is None or self.values is None:
+            self.keys, self.values = torch.zeros_like(other.keys), torch.zeros_like(other.values)
+        self.keys, self.values = _roomy(self.keys, other.keys.shape[2]), _roomy(self.values, other.values.shape[2])
+        self.keys[row, :, place], self.values[row, :, place] = other.keys[row, :, place], other.values[row, :, place]
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows, in this order."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+        self.rows = len(rows)
+
+    def _fit(self, held: Tensor | None, span: Span, like: Tensor) -> Tensor:
+        if held is None:
+            self.room = max(self.room, blocks(span.end))
+            return like.new_zeros((self.rows, like.shape[1], self.room, like.shape[3]))
+        if held.dtype != like.dtype:
+            raise TypeError(f"Keys and values of {like.dtype} were brought to a store of {held.dtype}.")
+        return _roomy(held, span.end)
+
+
+def _roomy(held: Tensor, slots: int) -> Tensor:
+    """The same with room for so many slots; by half as much again, so that long runs copy seldom."""
+    if slots <= held.shape[2]:
+        return held
+    more = blocks(max(slots, held.shape[2] * 3 // 2)) - held.shape[2]
+    return torch.cat([held, held.new_zeros((*held.shape[:2], more, held.shape[3]))], 2)
