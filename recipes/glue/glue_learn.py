@@ -19,8 +19,8 @@ from exitwise.train.exits import Labelled, Learner
 
 ROWS = 32
 TUNED = "tuned"
-SHARES = {TUNED: 0.5, "deebert": 0.1, "fastbert": 0.1, "pabee": 0.1, "berxit": 0.1, "palbert": 0.1}  # of the time for training
-RATES = {TUNED: 1e-4, "deebert": 1e-3, "fastbert": 1e-3, "pabee": 5e-5, "berxit": 5e-5, "palbert": 5e-5}
+SHARES = {TUNED: 0.4, "deebert": 0.07, "fastbert": 0.08, "pabee": 0.15, "berxit": 0.2, "palbert": 0.1}  # of the time for training
+RATES = {TUNED: 5e-5, "deebert": 1e-3, "fastbert": 1e-3, "pabee": 5e-5, "berxit": 5e-5, "palbert": 5e-5}
 DONE = "done.safetensors"
 
 
