@@ -15,7 +15,7 @@ FLOORS = [
     {"errors"},
     {"register", "machine", "trace", "stack", "criteria", "heads", "reading"},
     {"models", "train", "cost"},
-    {"run"},
+    {"run", "lm"},
     {"calibrate", "method", "families"},
     {"methods"},
     {"kept"},

@@ -21,6 +21,7 @@ from .calibrate.promised_runs import Asked, Loss, promised_runs
 from .criteria import Fixed
 from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError, UnknownName
 from .heads import Exits, Shape
+from .lm.generate import generate as lm_generate
 from .method import Method, answering
 from .reading import Reading
 from .run.walk import Plan, Session, attached
@@ -35,13 +36,15 @@ class GenerateOutput(ModelOutput):
     """What `Engine.generate` returns.
 
     sequences: (rows, length) as `model.generate` gives them. depth: (rows, new tokens) layers that the decoder ran for each token of
-    `sequences` after the prompt; 0 for pads after the end. trace: everything that ran, all beams included. scores: as asked for.
+    `sequences` after the prompt; 0 for pads after the end. trace: everything that ran, all beams included. scores: as asked for. drafts:
+    of a language model that drafts, what became of the drafts (`lm.loop.Written`); its `stopped` is the interrupt that ended a run early.
     """
 
     sequences: Tensor | None = None
     depth: Tensor | None = None
     trace: Any = None
     scores: Any = None
+    drafts: Any = None
 
 
 @dataclass
@@ -157,10 +160,13 @@ class Engine:
 
     def _equipped(self, plan: Plan) -> None:
         have = set() if self.exits is None else set(self.exits.parts)
-        for rule in plan.rules.values():
-            if isinstance(rule, Reading) and (rule.threshold < 1 or plan.record) and not have.issuperset(rule.needs):
+        needs = [rule.needs for rule in plan.rules.values() if isinstance(rule, Reading) and (rule.threshold < 1 or plan.record)]
+        if plan.decoding is not None and plan.decoding.draft is not None:
+            needs.append(plan.decoding.draft.needs)
+        for names in needs:
+            if not have.issuperset(names):
                 raise KnobError(
-                    f"{self.method_name} needs trained exits with {', '.join(rule.needs)}. Train them (docs/adding-a-method.md) "
+                    f"{self.method_name} needs trained exits with {', '.join(names)}. Train them (docs/adding-a-method.md) "
                     "and pass Engine(..., exits=...), or load an engine that was saved with them."
                 )
 
@@ -259,6 +265,9 @@ class Engine:
         model: Any = self.model
         if not hasattr(model, "generate"):
             raise KnobError(f"{type(self.model).__name__} has no `generate`. Use `run`, or `attached()` around your own loop.")
+        if self._own_loop(record, inputs):
+            made = lm_generate(model, self.family, self._language_plan(inputs), self.exits, inputs)
+            return GenerateOutput(sequences=made.sequences, depth=made.depth, trace=made.trace, drafts=made.written)
         asked = dict(inputs)
         wants_scores = asked.pop("output_scores", False)
         asked["return_dict_in_generate"] = True
@@ -276,6 +285,20 @@ class Engine:
         trace = session.trace
         depth = _token_depth(trace, out.sequences, getattr(out, "beam_indices", None))
         return GenerateOutput(sequences=out.sequences, depth=depth, trace=trace, scores=out.scores if wants_scores else None)
+
+    def _own_loop(self, record: bool, inputs: Mapping[str, Any]) -> bool:
+        """Whether a language model decodes in its own loop: not to record, nor with beams, scores or a cache given."""
+        asks = record or self._record or inputs.get("past_key_values") is not None or inputs.get("output_scores")
+        config: Any = inputs.get("generation_config") or getattr(self.model, "generation_config", None)
+        beams = inputs.get("num_beams") or getattr(config, "num_beams", None) or 1
+        return self.family.language is not None and not asks and beams == 1
+
+    def _language_plan(self, inputs: Mapping[str, Any]) -> Plan:
+        """The plan for a language model's own loop: as many steps as tokens are asked for, and draws that differ from run to run."""
+        plan, config = self.plan(), self.model.generation_config
+        most = inputs.get("max_new_tokens") or getattr(config, "max_new_tokens", None) or 20
+        self._turn += 1
+        return replace(plan, steps=int(most), record=False, seed=plan.seed * 1_000_003 + self._turn - 1)
 
     # -- calibration ------------------------------------------------------------------------------------------------------------
 

@@ -49,7 +49,8 @@ class Exits(nn.Module):
     """All that was trained for the exits of one stack.
 
     heads: one `Head` for each of the depths 1..n-1, or none (then the model's own read-out answers at every depth); depth n is always the
-    model's own. parts: what a method needs besides, by name. made_by: the name of the method whose file builds this kind.
+    model's own. parts: what a method needs besides, by name. made_by: the name of the method whose file builds this kind. about: what its
+    `exits` is given besides the shape to build them again, as JSON has it.
     """
 
     def __init__(self, shape: Shape, heads: bool = True, **parts: nn.Module) -> None:
@@ -57,6 +58,7 @@ class Exits(nn.Module):
         if heads and (shape.classes < 1 or shape.layers < 2):
             raise KnobError(f"Heads cannot be made for {shape}. They need a classifier (classes >= 1) and two layers or more.")
         self.shape, self.made_by = shape, ""
+        self.about: dict[str, Any] = {}
         self.heads = nn.ModuleList(Head(shape) for _ in range(shape.layers - 1 if heads else 0))
         self.parts = nn.ModuleDict(parts)
 
@@ -69,7 +71,9 @@ def save(exits: Exits, folder: Path, base: dict[str, Any]) -> Path:
     if not exits.made_by:
         raise CheckpointError("These exits do not say which method builds their kind. Set `made_by` to its name (`fresh_exits` does).")
     path = folder / EXITS_FILE
-    about = {"shape": json.dumps(asdict(exits.shape)), "made_by": exits.made_by, "base": json.dumps(base)}
+    about = {
+        "shape": json.dumps(asdict(exits.shape)), "made_by": exits.made_by, "base": json.dumps(base), "about": json.dumps(exits.about)
+    }  # fmt: skip
     part = path.with_name(path.name + ".part")
     save_file({name: value.detach().contiguous() for name, value in exits.state_dict().items()}, part, metadata=about)
     part.replace(path)
@@ -85,6 +89,7 @@ class Saved:
     made_by: str
     base: dict[str, Any]
     weights: dict[str, Tensor]
+    about: dict[str, Any]
 
     def into(self, exits: Exits) -> Exits:
         """Fill in exits of the same kind. Raises CheckpointError if these weights are not theirs."""
@@ -103,7 +108,8 @@ def read(folder: Path) -> Saved:
         with safe_open(path, "pt") as opened:
             about = opened.metadata()
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-        return Saved(path, Shape(**json.loads(about["shape"])), about["made_by"], json.loads(about["base"]), weights)
+        more = json.loads(about.get("about", "{}"))
+        return Saved(path, Shape(**json.loads(about["shape"])), about["made_by"], json.loads(about["base"]), weights, more)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not there, but the exits saved beside it need it. Copy both files, or train again.") from None
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as problem:

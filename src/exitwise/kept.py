@@ -81,7 +81,7 @@ def _exits(folder: Path, model: nn.Module, base: Any) -> Exits:
         raise CheckpointError(
             f"{saved.path} says that it is of {saved.made_by!r}, which trains no exits. Train the exits and save them again."
         )
-    return saved.into(build(saved.shape)).to(next(model.parameters()).device)
+    return saved.into(build(saved.shape, **saved.about)).to(next(model.parameters()).device)
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import KnobError, unknown
-from .heads import Exits, Shape
+from .heads import Exits
 from .reading import Reading
 from .run.walk import Plan
 
@@ -49,8 +49,8 @@ class Method:
     """A method as a value. plan: (settings, stream -> layers of its stack) -> Plan. calibrated: the knobs that calibration chooses.
 
     presets: name -> settings, for what a paper says or its code does. A preset 'x-answer' is 'x' for answers that one pass decides.
-    exits: builds what the method trains, for a shape; None trains nothing of its own. objective: its training objective. frozen: the
-    base is not trained with it.
+    exits: builds what the method trains, for a shape (and what `Exits.about` tells besides); None trains nothing of its own. objective:
+    its training objective. frozen: the base is not trained with it.
     """
 
     paper: str
@@ -59,7 +59,7 @@ class Method:
     knobs: tuple[Knob, ...] = ()
     calibrated: tuple[str, ...] = ()
     presets: Mapping[str, Settings] = field(default_factory=dict, hash=False)
-    exits: Callable[[Shape], Exits] | None = None
+    exits: Callable[..., Exits] | None = None
     objective: Objective | None = None
     frozen: bool = True
 

@@ -85,8 +85,8 @@ def _sound(logits: Tensor) -> Tensor:
 def asked_of(model: Any, given: Mapping[str, Any]) -> Asked:
     """The arguments of `generate`, checked; what this loop does not know is refused, never ignored.
 
-    Raises InputError for prompts that are empty, too long or padded in their middle, UnknownName for an argument that is not taken, KnobError
-    for beams.
+    Raises InputError for prompts that are empty, too long or padded in their middle, UnknownName for an argument that is not taken,
+    KnobError for beams.
     """
     for name in given:
         if name not in TAKEN:
@@ -113,8 +113,9 @@ def asked_of(model: Any, given: Mapping[str, Any]) -> Asked:
     pad = value("pad_token_id", next(iter(sorted(ends)), 0))
     told = given.get("on_tokens")
     return Asked(
-        prompts, most, ends, int(pad if isinstance(pad, int) else pad[0]), _processors(value), bool(value("do_sample", False)), int(given.get("seed", 0)),
-        int(value("min_new_tokens", 0)), _stop(value("stop_strings"), given.get("tokenizer")), told if told is not None else _streaming(given.get("streamer"), len(prompts)),
+        prompts, most, ends, int(pad if isinstance(pad, int) else pad[0]), _processors(value), bool(value("do_sample", False)),
+        int(given.get("seed", 0)), int(value("min_new_tokens", 0)), _stop(value("stop_strings"), given.get("tokenizer")), told if told is
+        not None else _streaming(given.get("streamer"), len(prompts)),
     )  # fmt: skip
 
 
@@ -124,10 +125,10 @@ def prompts_of(ids: Any, mask: Any) -> list[list[int]]:
         shape = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
         raise InputError(f"input_ids is {shape}. Give token ids (rows, tokens), one or more each, as a tokenizer returns them.")
     if mask is None:
-        return ids.tolist()  # type: ignore[no-any-return]
+        return [[int(t) for t in row] for row in ids.tolist()]
     if not isinstance(mask, Tensor) or mask.shape != ids.shape:
         raise InputError(f"attention_mask {tuple(mask.shape)} does not fit input_ids {tuple(ids.shape)}. Give one of the same shape.")
-    out = []
+    out: list[list[int]] = []
     for row, real in zip(ids.tolist(), mask.bool().tolist()):
         tokens = [t for t, r in zip(row, real) if r]
         first = real.index(True) if any(real) else 0

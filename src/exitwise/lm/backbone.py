@@ -150,7 +150,7 @@ class Backbone:
         weight = ours.q.turned
         generator = torch.Generator().manual_seed(layer)
         states = torch.randn(1, 4, ours.q.turned.shape[0], generator=generator).to(weight)
-        both = []
+        both: list[Tensor] = []
         for run in (ours, lambda *a: self._own(layer, a[0], _Visit(a[2], a[1]), a[3], a[4])):
             store, outs = Store(1), []
             for start, stop in ((0, 3), (3, 4)):
@@ -162,6 +162,4 @@ class Backbone:
                     return False  # not of this form after all
             both.append(torch.cat(outs, 1))
         scale = float(both[1].abs().amax())
-        return bool(torch.allclose(*both, rtol=CLOSE, atol=CLOSE * scale))
-
-
+        return bool(torch.allclose(both[0], both[1], rtol=CLOSE, atol=CLOSE * scale))

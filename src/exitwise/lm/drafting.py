@@ -9,7 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .adapter import Adapter
 from .stair import Stair
+from .store import Span, Store
 
 Head = Callable[[Tensor], Tensor]  # states (rows, tokens, width) before the final norm -> logits (rows, tokens, vocabulary)
 
@@ -50,6 +52,52 @@ class SharedHead:
 
     def keep(self, rows: Sequence[int]) -> None:
         return None
+
+
+class AdapterHead:
+    """The first layers, a trained adapter with keys and values of its own, and the model's head (Kangaroo).
+
+    It is one layer more: its `have` is its own frontier, and whatever states at `depth` it has not read yet wait here, copied, since the
+    stair's go deeper.
+    """
+
+    def __init__(self, adapter: Adapter, depth: int, head: Head, rows: int) -> None:
+        self.adapter, self.depth, self.head = adapter, depth, head
+        self.store = Store(rows)
+        self.have, self.seen = [0] * rows, [0] * rows
+        self.waiting: list[list[Tensor]] = [[] for _ in range(rows)]
+
+    def see(self, stair: Stair, rows: Sequence[int]) -> None:
+        for row in rows:
+            start, end = self.seen[row], stair.length(row)
+            if start < end:
+                self.waiting[row].extend(torch.split(stair.state(row, start, end).clone(), 1, 1))
+                self.seen[row] = end
+
+    def propose(self, stair: Stair, rows: Sequence[int]) -> Tensor:
+        counts = [len(self.waiting[row]) for row in rows]
+        longest = max(counts)
+        states = torch.cat(
+            [torch.cat([*self.waiting[row], *self.waiting[row][-1:] * (longest - len(self.waiting[row]))], 1) for row in rows]
+        )
+        every = len(rows) == self.store.rows and list(rows) == list(range(len(rows)))
+        span = Span(None if every else tuple(rows), tuple(self.have[row] for row in rows), longest, states.device)
+        after = self.adapter.step(states, span, self.store)
+        for row, count in zip(rows, counts, strict=True):
+            self.have[row] += count
+            self.waiting[row] = []
+        last = torch.tensor(counts, device=states.device) - 1
+        return self.head(after[torch.arange(len(rows), device=states.device), last][:, None])[:, -1]
+
+    def crop(self, row: int, length: int) -> None:
+        self.have[row] = min(self.have[row], length)
+        self.waiting[row] = self.waiting[row][: max(0, length - self.have[row])]
+        self.seen[row] = min(self.seen[row], length)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.store.keep(torch.tensor(list(rows)))
+        self.have, self.seen = [self.have[row] for row in rows], [self.seen[row] for row in rows]
+        self.waiting = [self.waiting[row] for row in rows]
 
 
 def looked_up(ids: Sequence[int], most: int, gram: int = 3, least: int = 2) -> list[int]:

@@ -134,7 +134,8 @@ def rotary(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: float) -> Tensor:
-    """Attention of (rows, heads, tokens, width) over fewer heads of keys: queries that share a head are tokens of it, so nothing is repeated."""
+    """Attention of (rows, heads, tokens, width) over fewer heads of keys: queries that share a head are tokens of it, so nothing is
+    repeated."""
     rows, heads, tokens, width = query.shape
     groups = heads // keys.shape[1]
     if groups == 1:
@@ -153,16 +154,18 @@ def lean_of(layer: Any) -> Lean | None:
     attn, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     linears = [getattr(attn, n, None) for n in ("q_proj", "k_proj", "v_proj", "o_proj")]
     linears += [getattr(mlp, n, None) for n in ("gate_proj", "up_proj", "down_proj")]
+    maps = [Map(m) for m in linears if type(m) is nn.Linear and m.weight.dtype == torch.float32]
     act, width = getattr(mlp, "act_fn", None), getattr(attn, "head_dim", None)
     sandwich = hasattr(layer, "pre_feedforward_layernorm")
-    norms = [norm_of(getattr(layer, n, None)) for n in (
-        "input_layernorm", "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm",
-        "post_attention_layernorm" if sandwich else "", "post_feedforward_layernorm" if sandwich else "")]  # fmt: skip
-    small = [norm_of(getattr(attn, n, None)) for n in ("q_norm", "k_norm")]
-    plain = all(type(m) is nn.Linear and m.weight.dtype == torch.float32 for m in linears)
+    attn_norm = norm_of(getattr(layer, "input_layernorm", None))
+    ffn_norm = norm_of(getattr(layer, "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm", None))
+    attn_after = norm_of(layer.post_attention_layernorm) if sandwich else None
+    ffn_after = norm_of(getattr(layer, "post_feedforward_layernorm", None))
+    q_norm, k_norm = norm_of(getattr(attn, "q_norm", None)), norm_of(getattr(attn, "k_norm", None))
     capped = getattr(attn, "attn_logit_softcapping", None) is not None
-    missing = act is None or width is None or norms[0] is None or norms[1] is None or (sandwich and None in norms[2:])
-    if missing or capped or not plain or (small[0] is None) != (small[1] is None):
+    strange = capped or (q_norm is None) != (k_norm is None) or (sandwich and (attn_after is None or ffn_after is None))
+    if len(maps) < len(linears) or act is None or width is None or attn_norm is None or ffn_norm is None or strange:
         return None
-    maps = [Map(linear) for linear in linears if isinstance(linear, nn.Linear)]
-    return Lean(*maps, act, *norms, *small, width, float(getattr(attn, "scaling", width**-0.5)))  # type: ignore[arg-type]
+    scale = float(getattr(attn, "scaling", width**-0.5))
+    q, k, v, o, gate, up, down = maps
+    return Lean(q, k, v, o, gate, up, down, act, attn_norm, ffn_norm, attn_after, ffn_after, q_norm, k_norm, width, scale)

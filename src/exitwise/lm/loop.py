@@ -1,4 +1,5 @@
-"""The decoding loop: draft, verify, accept. Early exit is the case in which every draft is accepted, full depth that in which none is made."""
+"""The decoding loop: draft, verify, accept. Early exit is the case in which every draft is accepted, full depth that in which none is
+made."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from .store import blocks
 @dataclass
 class Written:
     """What a run wrote. tokens: new token ids of each row. depths: layers that each of them ran. rounds, drafted, accepted: of drafts; a
-    round of a row adds one token of the model's own. skipped: feed-forward nets that were left out, rows counted. stopped: the exception that ended it early, if one did."""
+    round of a row adds one token of the model's own. skipped: feed-forward nets that were left out, rows counted. stopped: the exception
+    that ended it early, if one did."""
 
     tokens: list[list[int]]
     depths: list[list[int]]
@@ -197,7 +199,7 @@ class Loop:
         """(drafted + 1, vocabulary) logits of each row, after its newest known token and after each drafted one; one call of the head."""
         states = [self.stair.state(row, known[row] - 1, self.stair.length(row)) for row in rows]
         logits = self.backbone.readout(torch.cat(states, 1))[0]
-        return list(logits.split([s.shape[1] for s in states]))
+        return list(torch.split(logits, [s.shape[1] for s in states]))
 
     # -- what all ways share ------------------------------------------------------------------------------------------------------
 
@@ -223,7 +225,8 @@ class Loop:
         return self.asked.choose(self.asked.law(self.stair.ids[row], len(self._prompt_of(row)), logits))
 
     def _take(self, new: Mapping[int, list[int]], depths: Mapping[int, list[int]]) -> None:
-        """New tokens of all rows: those up to an end are written, rows that have ended leave, the others get their newest token appended."""
+        """New tokens of all rows: those up to an end are written, rows that have ended leave, the others get their newest token
+        appended."""
         staying, newest = [], []
         for row, tokens in new.items():
             name = self.names[row]

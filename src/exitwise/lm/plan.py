@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,21 +21,22 @@ class Draft:
 
     make: (backbone, trained parts, rows) -> a drafter. most: tokens drafted a round (gamma). sure: drafting stops once the last drafted
     token's probability is below (eta); that token is verified all the same. lookup: drafts are taken from the text itself where its last
-    tokens stood there before, of so many tokens at least (0: never). match: 'greedy' or 'sample' by what is asked for; nothing to set.
+    tokens stood there before, of so many tokens at least (0: never). needs: names of trained parts without which it cannot draft.
     """
 
     make: Callable[[Backbone, Mapping[str, nn.Module], int], Drafter]
     most: int = 6
     sure: float = 0.0
     lookup: int = 0
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class SkipFFN:
     """Leave feed-forward nets out once they change the state little (FFN-SkipLLM): attention always runs, so no keys are missing.
 
-    threshold: on the cosine of a state before and after the net, with the residual. cold: layers at the bottom and at the top that are never
-    left out. warm: tokens generated at first with everything.
+    threshold: on the cosine of a state before and after the net, with the residual. cold: layers at the bottom and at the top that are
+    never left out. warm: tokens generated at first with everything.
     """
 
     threshold: float
@@ -45,10 +46,8 @@ class SkipFFN:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Only a language model's own loop can do these. grid: depths at which a rule may leave (empty: all)."""
+    """Only a language model's own loop can do these; at most one of them."""
 
     draft: Draft | None = None
     route: Route | None = None
     skip: SkipFFN | None = None
-    grid: tuple[int, ...] = ()
-    about: Any = None

@@ -1,7 +1,7 @@
 """The state of some rows under arbitrary exits: how far each layer has got in each row, and the states that wait to go on.
 
-Deeper layers have seen fewer tokens, never more, so that the lengths form a stair (`frontier`). A layer is only run where its keys and values
-end; tokens that lag behind at it are made good in the same call, by a named policy:
+Deeper layers have seen fewer tokens, never more, so that the lengths form a stair (`frontier`). A layer is only run where its keys and
+values end; tokens that lag behind at it are made good in the same call, by a named policy:
 
 'run late': they run through it from the states in which they left: exact. 'recompute': all tokens since the last that every layer has seen
 run again from the embedding: exact. 'propagate': only their keys and values are made, from the state in which they left. 'copy': their keys
@@ -96,7 +96,8 @@ class Stair:
     # -- tokens go on -------------------------------------------------------------------------------------------------------------
 
     def advance(self, rows: Sequence[int], depth: int, first: int = 0) -> None:
-        """All tokens of these rows to a depth; tokens that lag at the same layer share its call. first: layers below it have no one to run."""
+        """All tokens of these rows to a depth; tokens that lag at the same layer share its call. first: layers below it have no one to
+        run."""
         for layer in range(first, depth):
             behind = [row for row in rows if self.have[layer][row] < len(self.ids[row])]
             if behind:

@@ -57,7 +57,8 @@ class Span:
         return rows[:, None], self.positions.expand(len(self.starts), -1)
 
     def seen(self, window: int | None = None) -> Tensor | None:
-        """(rows, 1, tokens, slots) true where a query may look; None where it may look at all slots. window: tokens back, its own included."""
+        """(rows, 1, tokens, slots) true where a query may look; None where it may look at all slots. window: tokens back, its own
+        included."""
         if self.tokens == 1 and self.even and (window is None or self.end <= window):
             return None
         slots, positions = torch.arange(self.end, device=self.device), self.positions[:, :, None]

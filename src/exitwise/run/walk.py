@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from ..heads import Exits
 from ..stack import Family, Stack, reach
 from ..trace import Trace
 from .answers import Answers, placed
+
+if TYPE_CHECKING:
+    from ..lm.plan import Decoding
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _BUSY: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -45,7 +48,8 @@ class Plan:
     steps: most decoding steps there can be, for schedules. ends: token ids after which a row of a greedy batch is not computed any more.
     record: measure the similarity after every layer, whatever the rules need. keep_states: a decoder's
     state of the last token after every layer is kept in `Session.states` (full depth only). place: the token of a decoder's block that
-    reading rules read, None for the last. candidates: the answers to which they restrict what they read.
+    reading rules read, None for the last. candidates: the answers to which they restrict what they read. decoding: what only the loop for
+    language models can do (`exitwise.lm`); a model that carries exits in its own forward cannot.
     """
 
     rules: Mapping[str, Rule] = field(default_factory=dict)
@@ -64,6 +68,7 @@ class Plan:
     seed: int = 0
     place: int | None = None
     candidates: tuple[int, ...] | None = None
+    decoding: Decoding | None = None
 
 
 class Session:
@@ -190,6 +195,8 @@ def attached(model: nn.Module, family: Family, plan: Plan, exits: Exits | None =
             raise AttachError(f"This {type(model).__name__} carries exits already. Leave the other `attached()` block first.")
         if plan.read_all and family.readout is None:
             raise FamilyError(f"The head of a {type(model).__name__} cannot read every layer: its family has no `readout`. Give it one.")
+        if plan.decoding is not None:
+            raise AttachError("This method decodes in a loop of its own, which nobody else can call. Use `Engine.generate`.")
         session, undo = Session(model, family, plan, exits), []
         classifier = None if exits is None else placed(model, family, exits)
         _BUSY.add(model)

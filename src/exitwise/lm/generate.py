@@ -1,0 +1,56 @@
+"""`generate` for language models: the caller's arguments in, sequences, depths and the trace of what ran out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..heads import Exits
+from ..run.walk import Plan, Session
+from ..stack import Family
+from ..trace import Trace
+from .asked import asked_of
+from .backbone import Backbone
+from .loop import Loop, Written
+from .plan import Decoding
+
+
+@dataclass(frozen=True)
+class Generated:
+    """sequences: (rows, length) prompts as they were given, then the new tokens, pads after an end. depth: (rows, new tokens) layers of
+    each; 0 for pads. written: rounds of drafts and what became of them."""
+
+    sequences: Tensor
+    depth: Tensor
+    trace: Trace
+    written: Written
+
+
+def generate(model: nn.Module, family: Family, plan: Plan, exits: Exits | None, given: Mapping[str, Any], lean: bool = True) -> Generated:
+    """Decode these prompts as the plan says. An interrupt returns what was written by then (`written.stopped`); the model is never changed.
+
+    given: arguments of `generate` (`asked_of` lists those that are taken). lean: see `Backbone`. Raises InputError, KnobError and
+    FamilyError for what cannot be done.
+    """
+    asked = asked_of(model, given)
+    backbone = Backbone(model, family, lean)
+    session = Session(model, family, plan, exits)
+    loop = Loop(backbone, session, plan.decoding or Decoding(), asked)
+    written = loop.run()
+    trace = backbone.trace
+    depth = _padded(written.depths, 0)
+    trace.head_calls += session.count.head_calls
+    trace.depth = {backbone.stack.streams[0]: depth}
+    trace.tokens = {backbone.stack.streams[0]: (depth > 0).long()}
+    ids = given["input_ids"]
+    return Generated(torch.cat([ids, _padded(written.tokens, asked.pad).to(ids)], 1), depth, trace, written)
+
+
+def _padded(rows: list[list[int]], pad: int) -> Tensor:
+    """(rows, longest)."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], dtype=torch.long)
