@@ -1,18 +1,19 @@
-"""Reading a state out at less than the price of the whole head: a part of the vocabulary, or a bound that proves the likeliest word."""
+"""Reading a state out at less than the price of the whole head: a part of the vocabulary, or estimates of all words and a look at those
+in doubt."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..errors import FamilyError, KnobError
+from ..errors import FamilyError, InputError, KnobError
 from ..stack import reach
 from .backbone import Backbone
+from .stair import Stair
 
 
 def normed(backbone: Backbone) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -51,41 +52,82 @@ def head_of(weight: Tensor, words: int | Tensor | None) -> Callable[[Tensor], Te
     return read
 
 
-class Bounded:
-    """The likeliest word of a head, exactly, by reading a few columns of it turned and a bound on the rest.
+class LowRank(nn.Module):
+    """A head at the price of its first `rank` columns, turned into the basis in which the model's own states vary most.
 
-    The head's weight W (vocabulary, width) is turned by the orthogonal basis in which its words vary most, W B, and its first `rank`
-    columns are kept, with the length of each word's rest. For a state h turned to (a, b), a word's logit is at most its logit over a plus
-    the length of its rest times |b|. Words whose upper bound is below the best lower bound are out; the others are read in full. What is
-    found is the arg-max of the whole head; `asked` and `read` count words, to see what it saves.
+    With C the second moment of normed states, a logit w.h is (C^1/2 w).(C^-1/2 h); in the basis in which the words C^1/2 w vary most, its
+    first `rank` terms are its estimate, and the rest has about the length of the word's rest as its standard deviation, `spread`. Words
+    whose estimate plus `sigmas` spreads reaches the best estimate less its own are read in full, `most` of them at most. A bound that holds
+    for sure (Cauchy-Schwarz) excludes no word at all here: lengths of many dimensions are far above what their products are. So the arg-max
+    is that of the head nearly always, not always: for drafts, which are verified, and for asking at exits.
+
+    words: (vocabulary, rank); spread: (vocabulary,); turn: (width, rank).
     """
 
-    def __init__(self, norm: Callable[[Tensor], Tensor], weight: Tensor, rank: int) -> None:
-        width = weight.shape[1]
+    words: Tensor
+    spread: Tensor
+    turn: Tensor
+
+    def __init__(self, vocabulary: int, width: int, rank: int, sigmas: float = 4.0, most: int = 256) -> None:
+        super().__init__()
         if not 1 <= rank < width:
             raise KnobError(f"A rank of {rank} is outside 1..{width - 1}: the head is {width} wide.")
-        with torch.no_grad():
-            gram = torch.zeros(width, width, dtype=torch.float64)
-            for part in torch.split(weight, 16384):
-                gram += part.double().T @ part.double()
-            basis = torch.linalg.eigh(gram).eigenvectors.flip(-1).to(weight)
-            self.basis, self.norm, self.weight, self.rank = basis, norm, weight, rank
-            self.first = torch.cat([part @ basis[:, :rank] for part in torch.split(weight, 16384)])
-            self.rest = torch.cat([(part @ basis[:, rank:]).norm(dim=-1) for part in torch.split(weight, 16384)])
-        self.asked = self.read = 0
+        self.sigmas, self.most = sigmas, min(most, vocabulary)
+        for name, shape in (("words", (vocabulary, rank)), ("spread", (vocabulary,)), ("turn", (width, rank))):
+            self.register_buffer(name, torch.zeros(shape))
 
     @torch.no_grad()
-    def likeliest(self, state: Tensor) -> int:
-        """The arg-max of the whole head for one state (width,) before the final norm."""
-        hidden = self.norm(state[None])[0]
-        turned = hidden @ self.basis
-        near, far = self.first @ turned[: self.rank], self.rest * turned[self.rank :].norm()
-        slack = 1e-5 * (1.0 + float(near.abs().max()))  # float32 sums in another order
-        open_ = (near + far >= (near - far).max() - slack).nonzero()[:, 0]
-        self.asked, self.read = self.asked + len(near), self.read + len(open_)
-        return int(open_[(self.weight[open_] @ hidden).argmax()])
+    def fit(self, weight: Tensor, states: Tensor) -> LowRank:
+        """From a head (vocabulary, width) and normed states (tokens, width), a thousand or more. Raises InputError for fewer than the
+        rank."""
+        if len(states) < self.turn.shape[1]:
+            raise InputError(f"{len(states)} states do not fill a rank of {self.turn.shape[1]}. Give a thousand tokens or more.")
+        moment = states.double().T @ states.double() / len(states)
+        moment += 1e-3 * moment.diagonal().mean() * torch.eye(len(moment), dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(moment)
+        root, inverse = (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
+        gram = torch.zeros_like(moment)
+        for part in torch.split(weight, 16384):
+            turned = part.double() @ root
+            gram += turned.T @ turned
+        basis = torch.linalg.eigh(gram).eigenvectors.flip(-1)
+        rank, first = self.turn.shape[1], 0
+        for part in torch.split(weight, 16384):
+            turned = part.double() @ root @ basis
+            self.words[first : first + len(part)] = turned[:, :rank].float()
+            self.spread[first : first + len(part)] = turned[:, rank:].norm(dim=-1).float()
+            first += len(part)
+        self.turn.copy_((inverse @ basis)[:, :rank].float())
+        return self
 
-    @property
-    def share(self) -> float:
-        """Share of the words that were read in full."""
-        return self.read / self.asked if self.asked else math.nan
+    @torch.no_grad()
+    def read(self, weight: Tensor, states: Tensor) -> Tensor:
+        """(rows, tokens, vocabulary) logits of normed states (rows, tokens, width): estimates, and what the head says of the words in
+        doubt."""
+        flat = states.reshape(-1, states.shape[-1])
+        near = flat @ self.turn @ self.words.T
+        reach_ = near + self.sigmas * self.spread
+        floor = (near - self.sigmas * self.spread).amax(-1, keepdim=True)
+        top = reach_.topk(self.most, dim=-1)
+        exact = torch.einsum("tkw,tw->tk", weight[top.indices], flat)
+        near.scatter_(1, top.indices, torch.where(top.values >= floor, exact, near.gather(1, top.indices)))
+        return near.view(*states.shape[:-1], -1)
+
+
+@torch.no_grad()
+def own_states(backbone: Backbone, tokens: int = 1536, rows: int = 32, seed: int = 0) -> Tensor:
+    """(tokens, width) normed states that a model visits when it samples from its own law, from its first token on: what a `LowRank` is
+    fitted to."""
+    model: Any = backbone.model
+    norm, weight = normed(backbone)
+    start = model.config.bos_token_id if model.config.bos_token_id is not None else 0
+    dice, stair, found = torch.Generator().manual_seed(seed), Stair(backbone, rows), []
+    newest = [[int(start)]] * rows
+    for _ in range(-(-tokens // rows)):
+        stair.append(range(rows), newest)
+        stair.advance(range(rows), backbone.depth)
+        states = norm(stair.newest(range(rows)))[:, 0]
+        found.append(states)
+        law = F.linear(states, weight).float().softmax(-1).cpu()
+        newest = torch.multinomial(law, 1, generator=dice).tolist()
+    return torch.cat(found)[:tokens]

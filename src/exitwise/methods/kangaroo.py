@@ -10,7 +10,7 @@ vocabulary of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -22,13 +22,13 @@ from ..errors import KnobError
 from ..heads import Exits, Shape
 from ..lm.adapter import Adapter, AdapterConfig
 from ..lm.drafting import AdapterHead
-from ..lm.heads import head_of, normed
+from ..lm.heads import LowRank, head_of, normed
 from ..lm.plan import Decoding, Draft
 from ..method import Knob, Method, Settings
 from ..run.walk import Plan
 from .layerskip import DRAFT_KNOBS
 
-ADAPTER, WORDS = "adapter", "words"
+ADAPTER, WORDS, HEAD = "adapter", "words", "head"
 
 
 class Words(nn.Module):
@@ -39,24 +39,33 @@ class Words(nn.Module):
         self.register_buffer("ids", torch.zeros(count, dtype=torch.long))
 
 
-def exits(shape: Shape, words: int = 0, **config: Any) -> Exits:
-    """An untrained adapter for states of this width; config: what `AdapterConfig` takes."""
+def exits(shape: Shape, words: int = 0, head: Sequence[int] = (), **config: Any) -> Exits:
+    """An untrained adapter for states of this width. words: of a short list; head: vocabulary and rank of a `LowRank`, which takes its
+    place; config: what `AdapterConfig` takes."""
     wanted = {"heads": max(1, shape.width // 64), "depth": 2, **config}
     wanted.setdefault("kv_heads", wanted["heads"])
     parts: dict[str, nn.Module] = {ADAPTER: Adapter(AdapterConfig(shape.width, **{k: v for k, v in wanted.items() if k != "width"}))}
     if words:
         parts[WORDS] = Words(words)
+    if head:
+        parts[HEAD] = LowRank(head[0], shape.width, head[1])
     made = Exits(shape, heads=False, **parts)
-    made.about = {**wanted, "words": words}
+    made.about = {**wanted, "words": words, "head": list(head)}
     return made
 
 
-def adapted(adapter: Adapter, layers: int, shortlist: Tensor | None = None) -> Exits:
-    """Exits of a trained adapter (`lm.adapter.load_adapter`), for `Engine(model, "kangaroo", exits=...)`; layers: of the model."""
-    count = 0 if shortlist is None else len(shortlist)
-    out = exits(Shape(adapter.config.width, 0, layers), count, **asdict(adapter.config))
+def adapted(adapter: Adapter, layers: int, shortlist: Tensor | None = None, head: LowRank | None = None) -> Exits:
+    """Exits of a trained adapter (`lm.adapter.load_adapter`), for `Engine(model, "kangaroo", exits=...)`.
+
+    layers: of the model. What drafting reads: `head`, a fitted one, or else the words of the short list, or else the whole head.
+    """
+    count = 0 if shortlist is None or head is not None else len(shortlist)
+    sizes = () if head is None else tuple(head.words.shape)
+    out = exits(Shape(adapter.config.width, 0, layers), count, sizes, **asdict(adapter.config))
+    if head is not None:
+        out.parts[HEAD].load_state_dict(head.state_dict())
     out.parts[ADAPTER].load_state_dict(adapter.state_dict())
-    if shortlist is not None:
+    if count and shortlist is not None:
         out.parts[WORDS].ids.copy_(shortlist)  # type: ignore[operator]
     out.made_by = "kangaroo"
     return out
@@ -67,8 +76,11 @@ def drafter(words: int, backbone: Any, parts: Mapping[str, nn.Module], rows: int
     adapter: Any = parts[ADAPTER]
     _, weight = normed(backbone)
     ids: Any = parts[WORDS].ids if WORDS in parts else None
-    head = head_of(weight, words if words else ids)
-    return AdapterHead(adapter, adapter.config.depth, head, rows)
+    read = head_of(weight, words if words else ids)
+    if HEAD in parts and not words:
+        low: Any = parts[HEAD]
+        read = partial(low.read, weight)
+    return AdapterHead(adapter, adapter.config.depth, read, rows)
 
 
 def plan(settings: Settings, layers: Mapping[str, int]) -> Plan:
