@@ -66,6 +66,22 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class Language:
+    """A decoder-only language model as its own decode loop enters it (`exitwise.lm`): what happens before, between and after the layers.
+
+    embed: (model, ids (rows, tokens), positions (rows, tokens)) -> states (rows, tokens, width), scaled and with positions added where the
+    model does that. aids: (model, states, positions) -> (number of a layer -> further arguments of its call, such as rotary tables), made
+    once for all layers of a pass. window: (model, number of a layer) -> how many tokens back it looks, the own one included; None: all.
+    norm: dotted path of the norm before the head; None where there is none.
+    """
+
+    embed: Callable[[Any, Tensor, Tensor], Tensor]
+    aids: Callable[[Any, Tensor, Tensor], Callable[[int], dict[str, Any]]]
+    window: Callable[[Any, int], int | None] | None = None
+    norm: str | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """A kind of model, as data: which `config.model_type`s (or class names) it covers, its stacks, and how a state is read out.
 
@@ -74,6 +90,7 @@ class Family:
     classifier: dotted path of the module whose output is the logits (rows, classes) of a classifier: there the heads of exits answer for
     rows that left early. A model that does not have it takes no exits with heads.
     ends: model -> ids of the tokens after which its own `generate` stops a row; None takes the generation config's.
+    language: how a decoder-only language model is entered by the decode loop of `exitwise.lm`; None: it decodes by the walk.
     about: the classes it covers, for `exitwise families`. tiny: () -> (a random tiny model, one batch of two rows), for tests.
     """
 
@@ -86,6 +103,7 @@ class Family:
     head: str | None = None
     ends: Callable[[Any], frozenset[int]] | None = None
     classifier: str | None = None
+    language: Language | None = None
 
     def stacks_of(self, model: nn.Module) -> tuple[Stack, ...]:
         """The stacks of this very model."""

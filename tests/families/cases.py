@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from exitwise import Method, families
-from exitwise.families import bert, blip, gemma, opt, phi, qwen
+from exitwise.families import bert, blip, gemma, opt, qwen
 from exitwise.run.walk import Plan
 
 STEPS = 8
@@ -21,7 +21,6 @@ CASES: dict[str, tuple[str, Callable[[], tuple[Any, dict[str, Any]]]]] = {
     "gemma-1": ("gemma", gemma.tiny_one),
     "gemma-2": ("gemma", gemma.tiny_two),
     "opt-projected": ("opt", opt.tiny_projected),
-    "phi-3": ("phi", phi.tiny_three),
     "qwen-3": ("qwen", qwen.tiny_three),
 }  # type: ignore[dict-item]
 

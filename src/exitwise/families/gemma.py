@@ -3,12 +3,15 @@ those that see all, and logits that are capped softly (2)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..stack import Family, Stack
+from ..stack import Family, Language, Stack
 from . import two_prompts
+from .llama import window
 
 
 def _readout(model: Any, hidden: Tensor) -> Tensor:
@@ -18,12 +21,29 @@ def _readout(model: Any, hidden: Tensor) -> Tensor:
     return logits if cap is None else (logits / cap).tanh() * cap
 
 
+def _embed(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
+    """Tokens scaled by the root of the width: by the embedding itself, in older versions of the library by the model."""
+    words = model.model.embed_tokens
+    states: Tensor = words(ids)
+    return states if hasattr(words, "embed_scale") else states * torch.tensor(model.config.hidden_size**0.5, dtype=states.dtype)
+
+
+def _rotary(model: Any, states: Tensor, positions: Tensor) -> Callable[[int], dict[str, Any]]:
+    """Rotary tables: from 3 on, those of each kind of layer."""
+    turn, kinds = model.model.rotary_emb, getattr(model.config, "layer_types", None)
+    if model.config.model_type != "gemma3_text":
+        aids = {"position_embeddings": turn(states, positions), "position_ids": positions}
+        return lambda layer: aids
+    made = {kind: {"position_embeddings": turn(states, positions, kind), "position_ids": positions} for kind in set(kinds)}
+    return lambda layer: made[kinds[layer]]
+
+
 def _tiny(kind: str, **more: Any) -> tuple[Any, dict[str, Any]]:
     import transformers
 
     config = getattr(transformers, f"{kind}Config" if kind != "Gemma3" else "Gemma3TextConfig")(
         vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=1, head_dim=12, intermediate_size=64,
-        initializer_range=0.1, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0, **more,
+        initializer_range=0.1, max_position_embeddings=256, bos_token_id=1, eos_token_id=None, pad_token_id=0, **more,
     )  # fmt: skip
     return getattr(transformers, f"{kind}ForCausalLM")(config).eval(), two_prompts()
 
@@ -49,6 +69,7 @@ FAMILY = Family(
     classes=("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"),
     stacks=(Stack("model.layers", "decoder", ("decoder",)),),
     readout=_readout,
+    language=Language(_embed, _rotary, window, norm="model.norm"),
     about="GemmaForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM",
     tiny=tiny,
 )

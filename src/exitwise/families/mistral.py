@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..stack import Family, Stack
+from ..stack import Family, Language, Stack
 from . import two_prompts
+from .llama import embed, rotary, window
 
 
 def _readout(model: Any, hidden: Tensor) -> Tensor:
@@ -21,7 +22,7 @@ def tiny() -> tuple[Any, dict[str, Any]]:
 
     config = MistralConfig(
         vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
-        initializer_range=0.3, max_position_embeddings=64, sliding_window=6, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        initializer_range=0.3, max_position_embeddings=256, sliding_window=6, bos_token_id=1, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     return MistralForCausalLM(config).eval(), two_prompts()
 
@@ -31,6 +32,7 @@ FAMILY = Family(
     classes=("MistralForCausalLM",),
     stacks=(Stack("model.layers", "decoder", ("decoder",)),),
     readout=_readout,
+    language=Language(embed, rotary, window, norm="model.norm"),
     about="MistralForCausalLM",
     tiny=tiny,
 )

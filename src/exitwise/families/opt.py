@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from ..stack import Family, Stack
+from ..stack import Family, Language, Stack
 from . import two_prompts
 
 
@@ -18,12 +19,25 @@ def _readout(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
+def _embed(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
+    """Tokens, widened where words are narrower than states, and their learnt positions, which begin at 2 in the table."""
+    body = model.model.decoder
+    words = body.embed_tokens(ids)
+    places = body.embed_positions.weight[positions + body.embed_positions.offset]
+    states: Tensor = (words if body.project_in is None else body.project_in(words)) + places
+    return states
+
+
+def _aids(model: Any, states: Tensor, positions: Tensor) -> Callable[[int], dict[str, Any]]:
+    return lambda layer: {}
+
+
 def _tiny(**more: Any) -> tuple[Any, dict[str, Any]]:
     from transformers import OPTConfig, OPTForCausalLM
 
     config = OPTConfig(
-        vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, ffn_dim=64, max_position_embeddings=64, init_std=0.3,
-        dropout=0.0, bos_token_id=1, eos_token_id=2, pad_token_id=0, **more,
+        vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, ffn_dim=64, max_position_embeddings=256, init_std=0.3,
+        dropout=0.0, bos_token_id=1, eos_token_id=None, pad_token_id=0, **more,
     )  # fmt: skip
     return OPTForCausalLM(config).eval(), two_prompts()
 
@@ -43,6 +57,7 @@ FAMILY = Family(
     classes=("OPTForCausalLM",),
     stacks=(Stack("model.decoder.layers", "decoder", ("decoder",)),),
     readout=_readout,
+    language=Language(_embed, _aids, norm="model.decoder.final_layer_norm"),
     about="OPTForCausalLM",
     tiny=tiny,
 )
