@@ -123,7 +123,7 @@ class Backbone:
 
     def _own(self, layer: int, states: Tensor, cache: Any, aids: dict[str, Any], seen: Tensor | None) -> Tensor:
         mask = None if seen is None else torch.zeros_like(seen, dtype=states.dtype).masked_fill(~seen, torch.finfo(states.dtype).min)
-        call = {"attention_mask": mask, "past_key_values": cache, "use_cache": True, **aids}
+        call = {"attention_mask": mask, "past_key_values": cache, "layer_past": cache, "use_cache": True, **aids}
         known = {name: value for name, value in call.items() if name in self._takes[layer] or name in aids and name != "rotary"}
         return split_output(self.layers[layer](states, **known))[0]
 
