@@ -111,4 +111,9 @@ def reading_plan(settings: Settings, layers: Mapping[str, int], rule: Callable[[
             )
     rules = {} if stream is None else {stream: rule(settings.get(stream, 1.0))}
     policy = settings.get("keys_values", "propagate")
-    return Plan(rules, decompose=False, policy=policy, together=settings.get("batch") == "min")
+    return Plan(rules, decompose=False, policy=policy, together=settings.get("batch") == "min", rank=settings.get("rank", 0))
+
+
+RANK = Knob(
+    "rank", 0, "a language model's exits are read by a head of this rank, at its share of the price; 0: by the whole head", 0, 100_000
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..stack import Family
 from ..trace import Trace
 from .asked import asked_of
 from .backbone import Backbone
+from .heads import low_rank
 from .loop import Loop, Written
 from .plan import Decoding
 
@@ -38,7 +39,9 @@ def generate(model: nn.Module, family: Family, plan: Plan, exits: Exits | None, 
     """
     asked = asked_of(model, given)
     backbone = Backbone(model, family, lean)
-    session = Session(model, family, plan, exits)
+    session = Session(model, replace(family, readout=lambda _, states: backbone.readout(states)), plan, exits)  # counted
+    if plan.rank:
+        session.answers.cheaply = low_rank(backbone, plan.rank)
     loop = Loop(backbone, session, plan.decoding or Decoding(), asked)
     written = loop.run()
     trace = backbone.trace

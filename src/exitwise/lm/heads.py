@@ -3,6 +3,7 @@ in doubt."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -131,3 +132,17 @@ def own_states(backbone: Backbone, tokens: int = 1536, rows: int = 32, seed: int
         law = F.linear(states, weight).float().softmax(-1).cpu()
         newest = torch.multinomial(law, 1, generator=dice).tolist()
     return torch.cat(found)[:tokens]
+
+
+_FITTED: weakref.WeakKeyDictionary[nn.Module, dict[int, LowRank]] = weakref.WeakKeyDictionary()
+
+
+def low_rank(backbone: Backbone, rank: int) -> Callable[[Tensor], Tensor]:
+    """A `LowRank` head of states before the final norm, fitted to the model's own states when it is first asked for and kept for the
+    model."""
+    norm, weight = normed(backbone)
+    kept = _FITTED.setdefault(backbone.model, {})
+    if rank not in kept:
+        found = LowRank(*weight.shape, rank).to(weight.device)
+        kept[rank] = found.fit(weight, own_states(Backbone(backbone.model, backbone.family)))
+    return lambda states: kept[rank].read(weight, norm(states))

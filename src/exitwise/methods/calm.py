@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..criteria import Step, paper_schedule
 from ..errors import KnobError
 from ..heads import Exits
-from ..method import Knob, Method, Settings, reading_plan
+from ..method import RANK, Knob, Method, Settings, reading_plan
 from ..reading import Reading, View, still
 from ..run.cache import POLICIES
 from ..run.walk import Plan
@@ -112,6 +112,7 @@ METHOD = Method(
         Knob("minimum", 1, "least depth, in layers", 1, 1000),
         Knob("keys_values", "propagate", "what becomes of keys and values of skipped layers", choices=POLICIES),
         Knob("batch", "compact", "'compact': each row leaves by itself; 'min': when the last is ready", choices=("compact", "min")),
+        RANK,
     ),
     calibrated=("decoder",),
     exits=lambda shape: Exits(shape, heads=False, ready=nn.Linear(shape.width, 1)),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..criteria import Step
 from ..errors import KnobError
 from ..lm.stair import POLICIES
-from ..method import Knob, Method, Settings, reading_plan
+from ..method import RANK, Knob, Method, Settings, reading_plan
 from ..reading import Reading
 from ..run.walk import Plan
 from .soft import probability
@@ -53,5 +53,6 @@ METHOD = Method(
         Knob("exits", (), "depths at which a token may leave; none: a quarter and a half of the layers"),
         Knob("pending", 32, "steps after which a token runs through all layers at the latest", 2, 100_000),
         Knob("keys_values", "recompute", "what becomes of keys and values of skipped layers", choices=POLICIES),
+        RANK,
     ),
 )

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..criteria import Step
 from ..errors import KnobError
 from ..lm.stair import POLICIES
-from ..method import Knob, Method, Settings, reading_plan
+from ..method import RANK, Knob, Method, Settings, reading_plan
 from ..reading import Reading, View
 from ..run.walk import Plan
 
@@ -91,5 +91,6 @@ METHOD = Method(
         Knob("decoder", 1.0, "Gap of the two likeliest at which a token leaves; 1 or more never. See `beta_threshold`.", 0.0, 2.0),
         Knob("depth", 4, "the shallow depth, in layers", 1, 1000),
         Knob("keys_values", "run late", "what becomes of keys and values of skipped layers", choices=POLICIES),
+        RANK,
     ),
 )

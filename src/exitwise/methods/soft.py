@@ -18,7 +18,7 @@ from ..criteria import Step
 from ..errors import KnobError
 from ..lm.drafting import certainty
 from ..lm.stair import POLICIES
-from ..method import Knob, Method, Settings, reading_plan
+from ..method import RANK, Knob, Method, Settings, reading_plan
 from ..reading import Reading, View
 from ..run.walk import Plan
 
@@ -63,5 +63,6 @@ METHOD = Method(
         Knob("every", 4, "the grid: depths that are multiples of this", 1, 1000),
         Knob("minimum", 4, "least depth, in layers", 1, 1000),
         Knob("keys_values", "run late", "what becomes of keys and values of skipped layers", choices=POLICIES),
+        RANK,
     ),
 )

@@ -49,7 +49,8 @@ class Plan:
     record: measure the similarity after every layer, whatever the rules need. keep_states: a decoder's
     state of the last token after every layer is kept in `Session.states` (full depth only). place: the token of a decoder's block that
     reading rules read, None for the last. candidates: the answers to which they restrict what they read. decoding: what only the loop for
-    language models can do (`exitwise.lm`); a model that carries exits in its own forward cannot.
+    language models can do (`exitwise.lm`); a model that carries exits in its own forward cannot. rank: exits before the last are read by a
+    head of this rank (`lm.heads.LowRank`; that loop only), 0 by the whole head.
     """
 
     rules: Mapping[str, Rule] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class Plan:
     place: int | None = None
     candidates: tuple[int, ...] | None = None
     decoding: Decoding | None = None
+    rank: int = 0
 
 
 class Session:
@@ -195,8 +197,10 @@ def attached(model: nn.Module, family: Family, plan: Plan, exits: Exits | None =
             raise AttachError(f"This {type(model).__name__} carries exits already. Leave the other `attached()` block first.")
         if plan.read_all and family.readout is None:
             raise FamilyError(f"The head of a {type(model).__name__} cannot read every layer: its family has no `readout`. Give it one.")
-        if plan.decoding is not None:
-            raise AttachError("This method decodes in a loop of its own, which nobody else can call. Use `Engine.generate`.")
+        if plan.decoding is not None or plan.rank:
+            raise AttachError(
+                "These settings decode in a loop of their own, which nobody else can call. Use `Engine.generate` with a language model."
+            )
         session, undo = Session(model, family, plan, exits), []
         classifier = None if exits is None else placed(model, family, exits)
         _BUSY.add(model)
