@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from .. import methods
@@ -205,8 +204,8 @@ def data_of(
     if add_caption or (add_caption is None and preset == "released" and kind == "answer"):
         try:
             told = [tasks.load(kind, folder, name, skip_bad, limit, add_caption=True) for name in (judged.split, chosen)]
-            return Data(told[0], told[1], Path(folder).name, True)
+            return Data(told[0], told[1], tasks.title(folder), True)
         except InputError:
             if add_caption:
                 raise
-    return Data(judged, held, Path(folder).name)
+    return Data(judged, held, tasks.title(folder))
