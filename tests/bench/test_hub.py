@@ -26,6 +26,7 @@ LABELS = ["entailment", "neutral", "contradiction"]
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test waits for a network, and what `datasets` prepares lies with the test."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
     hub._loaded.cache_clear()
