@@ -27,7 +27,17 @@ def shape(model: Any) -> dict[str, Any]:
 
 def sentences(run: Mapping[str, Any]) -> list[str]:
     """All that differs, the weightiest first. Each begins with a word and a colon."""
-    return [*_data(run), *_model(run), *_other_models(run), *_rivals(run), *_missing(run), _thresholds(run), _rule(run), *_cost(run), *_figures(run)]
+    return [
+        *_data(run),
+        *_model(run),
+        *_other_models(run),
+        *_rivals(run),
+        *_missing(run),
+        _thresholds(run),
+        _rule(run),
+        *_cost(run),
+        *_figures(run),
+    ]
 
 
 def _data(run: Mapping[str, Any]) -> list[str]:

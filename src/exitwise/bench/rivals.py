@@ -43,7 +43,7 @@ class Rivals:
         return None if name in methods.names() else f"this version has no method {name!r} (`exitwise methods` lists those it has)"
 
     def engine(self, asker: Asker, name: str) -> Engine:
-        """The method on this model, with its exits. Raises CheckpointError and FingerprintError for exits that were given and do not fit."""
+        """The method on this model, with its exits. Raises CheckpointError and FingerprintError for given ones that do not fit."""
         if name in self.given:
             engine = Engine.load(self.given[name], asker.model)
             self.about[name] = {"given": str(self.given[name]), "trained": 0, "parameters": _size(engine.exits)}

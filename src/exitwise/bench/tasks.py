@@ -12,7 +12,21 @@ from .forms import title
 from .forms.hub import is_hub
 from .items import CAPTION_PROMPT, KINDS, METRICS, SKIP, Fault, Item, Kind, Reading, Split, Task
 
-__all__ = ["CAPTION_PROMPT", "KINDS", "METRICS", "Fault", "Item", "Kind", "Task", "is_hub", "load", "sample", "sample_folder", "splits", "title"]
+__all__ = [
+    "CAPTION_PROMPT",
+    "KINDS",
+    "METRICS",
+    "Fault",
+    "Item",
+    "Kind",
+    "Task",
+    "is_hub",
+    "load",
+    "sample",
+    "sample_folder",
+    "splits",
+    "title",
+]
 
 
 def load(
@@ -29,7 +43,7 @@ def load(
     `skip_bad` they are kept as `faults`.
 
     Without `split`: the one that the source is or names, the only one that there is, or the one called `usual`. add_caption: entailment is
-    asked with the image's caption in the prompt. Every image is looked at, once: see `pictures.check`. Raises InputError, with file and line.
+    asked with the image's caption in the prompt. Every image is looked at, once: see `pictures.check`. Raises InputError with the place.
     """
     if kind not in KINDS:
         raise InputError(f"task {kind!r} is not known. Tasks: {', '.join(KINDS)}.")

@@ -36,7 +36,9 @@ def reproduce(
         str, typer.Option(metavar="MODEL", help="A unified model fine-tuned with MuE; 'shipped' is a small substitute.")
     ] = ...,  # type: ignore[assignment]
     task: options.Task = options.Kind.answer,
-    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Holds *.jsonl and images/. Without it: the embedded sample.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="As for train and bench, hub:OWNER/NAME too. Without it: the embedded sample.")
+    ] = None,
     split: options.Split = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="SPLIT", help="Thresholds are chosen on it. Without it: calibration, val or dev.")

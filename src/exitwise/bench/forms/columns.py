@@ -77,14 +77,16 @@ def resolve(features: Mapping[str, Any], kind: Kind, given: Mapping[str, str], l
     image = given.get("image") or _pictures(features, source)
     form = _form(found, given, kind)
     if image is None or form is None:
-        lacking = ["an image", *([] if form else [" or ".join(" and ".join(each) for each in NEEDED[kind])])] if image is None else []
-        lacking = lacking or [" or ".join(" and ".join(each) for each in NEEDED[kind])]
+        wanted = " or ".join(" and ".join(each) for each in NEEDED[kind])
+        lacking = [*(["an image"] if image is None else []), *([wanted] if form is None else [])]
         raise InputError(
-            f"{source} has no column that is {' nor '.join(lacking)}, which the task {kind} needs. It has: {', '.join(features)}. Say which "
-            f"column is what after commas, such as {source.partition('@')[0]},{form[0] if form else NEEDED[kind][0][0]}=COLUMN."
+            f"{source} has no column that is {' nor '.join(lacking)}, which the task {kind} needs. It has: {', '.join(features)}. Say "
+            f"which column is what after commas, such as {source.partition('@')[0]},{form[0] if form else NEEDED[kind][0][0]}=COLUMN."
         )
     if not _holds_images(features[image]):
-        raise InputError(f"{source}: the column {image!r} holds {_type(features[image])}, no images. Name the one that does: ,image=COLUMN.")
+        raise InputError(
+            f"{source}: the column {image!r} holds {_type(features[image])}, no images. Name the one that does: ,image=COLUMN."
+        )
     taken = {role: found[role] for role in (*form, *BESIDE[form], *ALWAYS) if role in found}
     return Columns({"image": image, **taken}, _names(features[taken["label"]], labels, source) if "label" in taken else ())
 
@@ -127,7 +129,8 @@ def _names(feature: Any, labels: str | None, source: str) -> tuple[str, ...]:
         return tuple(name.strip() for name in labels.split("/"))
     if numbers and not getattr(feature, "names", None):
         raise InputError(
-            f"{source}: the labels are numbers without names. Say what they mean, in order from 0: ,labels=entailment/neutral/contradiction."
+            f"{source}: the labels are numbers without names. Say what they mean, in order from 0, such as "
+            ",labels=entailment/neutral/contradiction."
         )
     return tuple(feature.names) if numbers else ()
 

@@ -64,7 +64,9 @@ def parsed(source: str | Path) -> Address:
     for pair in pairs:
         role, equals, column = (part.strip() for part in pair.partition("="))
         if not equals or not role or not column or role in chosen:
-            raise InputError(f"{source}: {pair!r} is not ROLE=COLUMN, each once. Write {WAY}, such as hub:someone/photos@test,captions=texts.")
+            raise InputError(
+                f"{source}: {pair!r} is not ROLE=COLUMN, each once. Write {WAY}, such as hub:someone/photos@test,captions=texts."
+            )
         chosen[role] = column
     if not name.strip():
         raise InputError(f"{source}: the name is empty. Write {WAY}.")
