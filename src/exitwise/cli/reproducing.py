@@ -90,7 +90,7 @@ def reproduce(
     from ..bench.measure import Setup
     from .loading import unified
 
-    kept, changed = preset or "corrected", options.knobs(knobs)
+    kept, changed, others = preset or "corrected", options.knobs(knobs), _exits(exits)
     methods.load(which.value).preset(kept)
     folder = None if data is None else str(data)
     items = room.data_of(task.value, folder, split, calibration, limit, skip_bad, add_caption, kept)
@@ -104,7 +104,7 @@ def reproduce(
         askers[role] = Asker(pair.model, pair.processor, beams)
     with tqdm(desc=f"table {table.value}", unit="step", file=sys.stderr, mininterval=0.5) as bar:
         setup = Setup(out=out, seed=seed, beams=beams, tick=telling(bar, f"table {table.value}: "))
-        run: dict[str, Any] = room.reproduce(table.value, askers, items, setup, kept, names, trials, changed, _exits(exits), exit_steps)
+        run: dict[str, Any] = room.reproduce(table.value, askers, items, setup, kept, names, trials, changed, others, exit_steps)
     if as_object:
         as_json(run)
     else:
