@@ -7,11 +7,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from exitwise import Engine
+from exitwise import Engine, methods
 from exitwise.bench import beside, paper, reproduce, tasks
 from exitwise.bench.ask import scores
 from exitwise.bench.at_cost import AtCost, Chosen
 from exitwise.bench.measure import Setup
+from exitwise.bench.rivals import Rivals
 from exitwise.bench.ways import engine_for
 from exitwise.cli import app
 from exitwise.cost import etr
@@ -81,6 +82,42 @@ def test_what_is_chosen_does_that_on_the_items(place, asker, kind, knobs):
         assert torch.equal(said.trace.depth["image"], said.trace.depth["text"])
 
 
+@pytest.mark.parametrize("kind", ["answer", "caption"])
+@pytest.mark.parametrize("name", ["deebert", "pabee"])
+def test_a_method_that_reads_answers_is_chosen_by_live_runs(place, asker, kind, name):
+    """Its one threshold: quality and ETR are those of a live run, the encoder runs whole, and more savings are had by lower thresholds."""
+    items = asker.prepare(tasks.load(kind, place / kind, "calibration").items[:3])
+    chooser = AtCost(asker, kind, Engine(asker.model, name), items, trials=3)
+    found = {wanted: chooser.at(wanted) for wanted in (0.0, 0.3)}
+    for one in found.values():
+        said = asker.ask(chooser.engine.with_settings(**one.settings), items)
+        assert etr(said.trace) == pytest.approx(one.etr)
+        assert sum(scores(kind, said.texts, [each.item for each in items])) / 3 == pytest.approx(one.quality)
+        assert said.trace.depth["image"].eq(3).all() and set(one.settings) == {"decoder"}
+    assert found[0.3].etr >= found[0.0].etr and found[0.3].settings["decoder"] <= found[0.0].settings["decoder"]
+
+
+def test_exits_that_can_be_trained_are_and_the_model_is_left_as_it_was(place, asker, tmp_path):
+    """Any method by its name: what it trains on a decoder is trained on the frozen model, kept, resumed, and taken as given."""
+    lessons = tasks.load("caption", place / "caption", "calibration")
+    before = {name: value.clone() for name, value in asker.model.state_dict().items()}
+    wanted = [each.requires_grad for each in asker.model.parameters()]
+    rivals = Rivals(lambda: lessons, tmp_path, steps=3)
+    engine = rivals.engine(asker, "calm")
+    assert rivals.about == {"calm": {"given": None, "trained": 3, "parameters": 33, "items": 6}}
+    fresh = Engine(asker.model, "calm").fresh_exits(0).parts["ready"].weight
+    assert not torch.equal(engine.exits.parts["ready"].weight, fresh)
+    assert all(torch.equal(value, before[name]) for name, value in asker.model.state_dict().items())
+    assert [each.requires_grad for each in asker.model.parameters()] == wanted and not asker.model.training
+    again = Rivals(lambda: lessons, tmp_path, steps=3).engine(asker, "calm")  # resumed at its end: nothing more is learnt
+    assert torch.equal(again.exits.parts["ready"].weight, engine.exits.parts["ready"].weight)
+    folder = next(tmp_path.glob("exits-calm-*")) / "saved"
+    given = Rivals(lambda: pytest.fail("nothing is learnt"), tmp_path, given={"calm": folder})
+    assert torch.equal(given.engine(asker, "calm").exits.parts["ready"].weight, engine.exits.parts["ready"].weight)
+    assert given.about["calm"] == {"given": str(folder), "trained": 0, "parameters": 33}
+    assert rivals.missing("calm") is None and "no method 'dreamt-up'" in rivals.missing("dreamt-up")
+
+
 def test_thresholds_for_mean_depths(asker):
     """Four rows that stand still after layer 1, 2, 2 and never: any mean depth between 1 and 3 has its nearest threshold."""
     chooser = AtCost(asker, "caption", engine_for(asker, "caption"), [])
@@ -100,14 +137,24 @@ def run_table(number, kind, askers, place, out, **more):
     return reproduce.reproduce(number, askers, data, Setup(out=out, timed=2), trials=2, **more)
 
 
-@pytest.mark.parametrize("number, kind", [("1", "answer"), ("2", "answer"), ("2", "caption"), ("3", "caption"), ("4", "answer")])
+@pytest.mark.parametrize(
+    "number, kind",
+    [("1", "answer"), ("1", "caption"), ("2", "answer"), ("2", "caption"), ("3", "caption"), ("4", "answer"), ("4", "caption")],
+)
 def test_each_row_is_measured_or_said_to_be_missing(place, asker, tmp_path, number, kind):
     run = run_table(number, kind, {"checkpoint": asker}, place, tmp_path)
     lines = {line["key"]: line for line in run["lines"]}
     assert list(lines) == [line.key for line in paper.table("mue", number, kind).lines]
     absent = {key for key, line in lines.items() if line["measured"] is None}
-    assert absent == {"1": {"tiny", "deebert", "pabee", "deecap"} & set(lines), "4": {"plain"}}.get(number, set())
+    unknown = {line.key for line in paper.table("mue", number, kind).lines if line.method and line.method not in methods.names()}
+    assert absent == {"1": {"tiny"} | unknown, "4": {"plain"}}.get(number, set())
     assert all(lines[key]["reason"] and key not in ("mue", "full") for key in absent)
+    for key in ("deebert", "pabee"):
+        if key in lines:  # on the decoder alone, at some cost, and said to be so
+            measured = lines[key]["measured"]
+            assert measured["depth"]["image"] == measured["depth"]["text"] == 3 and measured["method"] == key
+            assert measured["settings"].keys() == {"decoder"} and run["rivals"][key] == {"given": None, "trained": 0, "parameters": 0}
+            assert any(each.startswith("DeeBERT (decoder), PABEE (decoder): the model's own norm and head") for each in run["differences"])
     first = run["lines"][0]
     assert first["kept"] == 1 and first["measured"]["etr"]["streams"] == 0
     for line in run["lines"]:
@@ -136,7 +183,7 @@ def test_other_models_fill_their_rows(place, asker, tmp_path):
     assert not any(each.startswith("Missing") for each in run["differences"]) and run["config"]["models"] == {"checkpoint": "mine"}
     run = run_table("1", "answer", {"checkpoint": asker, "base": asker, "tiny": asker}, place, tmp_path)
     models = {line["key"]: line["measured"]["model"] for line in run["lines"] if line["measured"]}
-    assert models == {"base": "base", "tiny": "tiny", "mue": "checkpoint"}
+    assert models == {"base": "base", "tiny": "tiny", "mue": "checkpoint", "deebert": "checkpoint", "pabee": "checkpoint"}
 
 
 @pytest.mark.parametrize(
@@ -245,6 +292,8 @@ def test_bad_requests_end_with_two_and_one_message(place, tmp_path):
         (("--data", folder, "--split", "test"), "name another split"),
         (("--limit", "1"), "Give --limit 2 or more"),
         (("--tiny", tmp_path / "nothing"), "does not exist"),
+        (("--exits", "deebert"), "is not METHOD=FOLDER"),
+        (("--exits", "deebret=x"), "Did you mean 'deebert'"),
     ):
         done = call(*start, *more)
         assert done.exit_code == 2 and said in done.output and "Traceback" not in done.output, done.output

@@ -51,3 +51,9 @@ def test_without_the_data_it_is_skipped_with_a_reason(
     monkeypatch.setattr(sys, "argv", ["stage_two.py", "--data", str(tmp_path), "--work", str(tmp_path / "work")])
     assert stage_two.main() == 0
     assert "skipped" in capsys.readouterr().err and not (tmp_path / "work").exists()
+
+
+def test_a_figure_goes_beside_the_others_with_its_interval(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"z": 1}')
+    stage_two.summarise(tmp_path, "a/b", 2.0, (1.5, 2.5))
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"a/b": 2.0, "a/b_low": 1.5, "a/b_high": 2.5, "z": 1}

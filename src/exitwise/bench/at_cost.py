@@ -24,6 +24,7 @@ from .compare import best_at_cost
 
 GRID = 200  # thresholds looked at for a mean depth
 SPREAD = 13  # mean depths proposed per stream for a cost
+FINE = 65  # ... where a single stream is judged
 NEAR = 0.03  # of ETR: settings foretold to save so nearly what is wanted are worth a run
 CLOSE = 0.01  # of ETR: a live run's cost is only foretold, and a batch's captions change with its exits
 
@@ -70,7 +71,8 @@ class AtCost:
 
     @staticmethod
     def _streams(engine: Engine) -> list[str]:
-        return [stream for stream in engine.layers if stream in engine.method.calibrated]
+        ruled = engine.plan().rules  # a method may have a knob for a stream that it cannot judge in this model
+        return [stream for stream in engine.layers if stream in engine.method.calibrated and stream in ruled]
 
     def at(self, wanted: float) -> Chosen:
         """The best thresholds that save `wanted` (ETR, 0..1)."""
@@ -120,23 +122,29 @@ class AtCost:
 
     def _proposed(self, wanted: float) -> list[dict[str, float]]:
         """`trials` settings near the wanted cost by their foretold mean depths, spread over the depths of the encoder's streams."""
-        layers = self.engine.layers
+        layers, judged = self.engine.layers, self._streams(self.engine)
         options = {
-            s: proposals(self._recorded[s], layers[s], self.least, SPREAD) for s in self._streams(self.engine) if s in self._recorded
+            s: proposals(self._recorded[s], layers[s], self.least, SPREAD if len(judged) > 1 else FINE)
+            if s in judged and s in self._recorded
+            else [(NEVER, float(layers[s]))]
+            for s in layers
         }
         names = list(options)
         most = statistics.fmean(layers[s] for s in names if s != "decoder") + layers["decoder"]
         found: list[tuple[float, tuple[int, ...], dict[str, float]]] = []
         for choice in itertools.product(*options.values()):
             depths = {s: depth for s, (_, depth) in zip(names, choice, strict=True)}
-            settings = {s: threshold for s, (threshold, _) in zip(names, choice, strict=True)}
+            settings = {s: threshold for s, (threshold, _) in zip(names, choice, strict=True) if s in judged}
             encoder = [depth for s, depth in depths.items() if s != "decoder"]
-            if self.tied and len({settings[s] for s in names if s != "decoder"}) > 1:
+            if self.tied and len({settings[s] for s in judged if s != "decoder"}) > 1:
                 continue
             saved = 1 - (statistics.fmean(encoder) + depths["decoder"]) / most
             found.append((abs(saved - wanted), tuple(round(d) for d in encoder), settings))
+        found.sort(key=lambda each: each[0])
+        if judged == ["decoder"]:  # one threshold: those beside the foretold one
+            return [settings for _, _, settings in found[: self.trials]]
         nearest: dict[tuple[int, ...], tuple[float, dict[str, float]]] = {}
-        for off, shape, settings in sorted(found, key=lambda each: each[0]):
+        for off, shape, settings in found:
             nearest.setdefault(shape, (off, settings))
         close = [shape for shape, (off, _) in nearest.items() if off <= NEAR] or list(nearest)[: self.trials]
         close.sort()

@@ -19,6 +19,7 @@ from ..calibrate.profile import ITEMS, prices_of
 from ..calibrate.promised import promised
 from ..engine import Engine
 from ..errors import CalibrationError
+from ..reading import Reading
 from ..trace import Trace
 from .ask import Asked, Asker, scores
 from .metrics import CiderScorer
@@ -118,8 +119,9 @@ def tellable(asker: Asker, kind: str, items: Sequence[Asked]) -> bool:
 
 
 def replayable(engine: Engine) -> bool:
-    """Whether a threshold is the same at every step, as a ledger takes it to be."""
-    return bool(engine.settings_dict().get("schedule", "static") == "static")
+    """Whether a ledger of similarities can say what a threshold does: it is the same at every step, and no rule reads answers."""
+    reads = any(isinstance(rule, Reading) for rule in engine.plan().rules.values())
+    return not reads and bool(engine.settings_dict().get("schedule", "static") == "static")
 
 
 def live(asker: Asker, kind: str, tick: Tick = lambda _: None, rows: int = 32) -> dict[str, Any]:

@@ -27,7 +27,17 @@ def shape(model: Any) -> dict[str, Any]:
 
 def sentences(run: Mapping[str, Any]) -> list[str]:
     """All that differs, the weightiest first. Each begins with a word and a colon."""
-    return [*_data(run), *_model(run), *_other_models(run), *_missing(run), _thresholds(run), _rule(run), *_cost(run), *_figures(run)]
+    return [
+        *_data(run),
+        *_model(run),
+        *_other_models(run),
+        *_rivals(run),
+        *_missing(run),
+        _thresholds(run),
+        _rule(run),
+        *_cost(run),
+        *_figures(run),
+    ]
 
 
 def _data(run: Mapping[str, Any]) -> list[str]:
@@ -66,6 +76,33 @@ def _other_models(run: Mapping[str, Any]) -> list[str]:
             f"No decomposition: both streams of this model, {encoder}, leave together; the paper's was trained with a fused one. Give such "
             "a one with --without-decomposition."
         )
+    return out
+
+
+def _rivals(run: Mapping[str, Any]) -> list[str]:
+    """How other methods were run; the paper says little of how it ported them."""
+    by_method = {line.method: line.label for line in paper.table("mue", run["table"]["number"], run["task"]["kind"]).lines if line.method}
+    told = {name: about for name, about in run.get("rivals", {}).items() if name in by_method}
+    if not told:
+        return []
+    out = [
+        "Other methods: on this checkpoint, whose layers were taught to answer if it was trained for MuE, at thresholds that save what the "
+        "paper's rows do. The paper does not describe its ports; in entailment it may have compared three answers, here all tokens compete."
+    ]
+    read = [by_method[name] for name, about in told.items() if not about["parameters"]]
+    if read:
+        out.append(
+            f"{', '.join(read)}: the model's own norm and head read each layer; no heads are trained for a decoder. The papers' own train "
+            "a head for each exit, after the model or with it."
+        )
+    for name, about in told.items():
+        if about["given"]:
+            out.append(f"{by_method[name]}: exits as given, {about['parameters']:,} parameters.")
+        elif about["trained"]:
+            out.append(
+                f"{by_method[name]}: {about['parameters']:,} parameters of exits, trained for {about['trained']} steps on {about['items']} "
+                "items, the model frozen."
+            )
     return out
 
 

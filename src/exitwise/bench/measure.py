@@ -26,7 +26,7 @@ from .choosing import Tick
 from .compare import ratio
 from .journal import Journal
 from .metrics import bleu, bootstrap
-from .pictures import Source
+from .pictures import stamp
 from .ways import Request, Way, choose, histogram, kept
 
 READINGS = {"streams": "mean", "deepest": "max", "tokens": "tokens"}
@@ -74,7 +74,7 @@ def judge(
     held = None
     if asked.exits is None:
         held = tasks.sample(kind, "calibration") if calibration is None else _calibration(kind, folder, calibration, skip_bad, add_caption)
-    return judge_on(task.first(limit), held, "embedded sample" if folder is None else Path(folder).name, asked)
+    return judge_on(task.first(limit), held, "embedded sample" if folder is None else tasks.title(folder), asked)
 
 
 def judge_on(task: tasks.Task, held: tasks.Task | None, data: str, setup: Setup) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _chosen(asker: Asker, held: tasks.Task, setup: Setup) -> tuple[list[Way], di
 def _journal(asker: Asker, task: tasks.Task, held: tasks.Task | None, config: dict[str, Any], setup: Setup) -> Journal:
     """The journal of this run: what its answers depend on."""
     exits = None if setup.exits is None else sorted((str(f), f.read_text("utf-8")) for f in Path(setup.exits).rglob(SETTINGS_FILE))
-    asked = [[(i.prompt, i.references, i.candidates, _stamp(i.image)) for i in t.items] for t in (task, held) if t is not None]
+    asked = [[(i.prompt, i.references, i.candidates, stamp(i.image)) for i in t.items] for t in (task, held) if t is not None]
     depends = {
         **config,
         "seed": setup.seed,
@@ -136,13 +136,6 @@ def _journal(asker: Asker, task: tasks.Task, held: tasks.Task | None, config: di
         "items": asked,
     }
     return Journal(setup.out, setup.name or f"bench-{task.kind}", depends)
-
-
-def _stamp(source: Source) -> tuple[str, ...]:
-    """What changes when the image does."""
-    file, place = (source, ()) if isinstance(source, Path) else (source.file, (source.start, source.length))
-    told = file.stat()
-    return tuple(map(str, (file.resolve(), told.st_size, told.st_mtime_ns, *place)))
 
 
 def measure(
@@ -297,6 +290,6 @@ def _spread(count: int, wanted: int) -> list[int]:
 
 def _calibration(kind: str, folder: str | Path | None, given: str | Path, skip_bad: bool, add_caption: bool) -> tasks.Task:
     """The calibration task: another folder, or another split of the same."""
-    if Path(given).is_dir():
+    if Path(given).is_dir() or tasks.is_hub(given):
         return tasks.load(kind, given, None, skip_bad, add_caption=add_caption)
     return tasks.load(kind, folder or tasks.sample_folder(kind), str(given), skip_bad, add_caption=add_caption)

@@ -17,11 +17,13 @@ MAIN = {"answer": "test", "caption": "cider"}  # the figure that is compared, by
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a paper's table for one kind of task. figures: metric -> figure in points, `etr` as a share; None where it has none."""
+    """One row of a paper's table for one kind of task. figures: metric -> figure in points, `etr` as a share; None where it has none.
+    method: whose row it is, where not the paper's own."""
 
     key: str
     label: str
     figures: Mapping[str, Any] | None
+    method: str | None = None
 
     def figure(self, metric: str) -> float | None:
         """A figure of this row; None where the paper has none."""
@@ -69,5 +71,5 @@ def table(paper: str, number: str, kind: str) -> PaperTable:
             f"table {number} of {paper} is not one that can be set beside figures of yours. Tables: {', '.join(body['tables'])}."
         )
     found = body["tables"][number]
-    lines = [Line(row["key"], row["label"], row[kind]) for row in found["rows"] if row[kind] is not None]
+    lines = [Line(row["key"], row["label"], row[kind], row.get("method")) for row in found["rows"] if row[kind] is not None]
     return PaperTable(paper, number, found["title"], kind, found["reference"], lines)

@@ -1,11 +1,12 @@
-"""Where an item's image lies, a file or base64 text inside one, and how it is decoded only when it is asked for."""
+"""Where an item's image lies (a file, base64 text inside one, a row of a table), and how it is decoded only when it is asked for."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import io
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -36,7 +37,33 @@ class Embedded:
             return unpacked(opened.read(self.length))
 
 
-Source = Path | Embedded
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An image in a row of a table that holds images itself. table: what tells it from others. fetch: row -> the image's bytes."""
+
+    table: str
+    row: int
+    fetch: Callable[[int], bytes] = field(compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"of row {self.row + 1}"
+
+    def read(self) -> bytes:
+        """The image's own bytes."""
+        return self.fetch(self.row)
+
+
+Source = Path | Embedded | Stored
+
+
+def stamp(source: Source) -> tuple[str, ...]:
+    """What changes when the image does."""
+    if isinstance(source, Stored):
+        return source.table, str(source.row)
+    file, place = (source, ()) if isinstance(source, Path) else (source.file, (source.start, source.length))
+    told = file.stat()
+    return tuple(map(str, (file.resolve(), told.st_size, told.st_mtime_ns, *place)))
 
 
 def unpacked(text: bytes) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .ask import Asked, Asker
 from .at_cost import AtCost
 from .measure import Setup, measure
 from .paper import Line, PaperTable
+from .rivals import Rivals
 from .ways import Way, engine_for
 
 MAIN, BASE, TINY, PLAIN, FUSED = "checkpoint", "base", "tiny", "without-layerwise", "without-decomposition"
@@ -26,9 +28,6 @@ OTHERS = (BASE, TINY, PLAIN, FUSED)  # fine-tuned without MuE; smaller; without 
 ABSENT = {
     "tiny": f"give a smaller model fine-tuned for this task with --{TINY}",
     "plain": f"give a model fine-tuned without the layer-wise loss with --{PLAIN}",
-    "deebert": "its exits need heads and a training of their own, which this checkpoint does not hold",
-    "pabee": "its exits need heads and a training of their own, which this checkpoint does not hold",
-    "deecap": "its imitation networks need a training of their own, which this checkpoint does not hold",
 }
 
 
@@ -50,6 +49,7 @@ class Data:
     held: tasks.Task
     name: str
     add_caption: bool = False
+    lessons: Callable[[], tasks.Task] | None = None  # what exits of other methods learn from; None: the items to choose on
 
 
 def reproduce(
@@ -61,12 +61,15 @@ def reproduce(
     names: Mapping[str, str] | None = None,
     trials: int = 8,
     knobs: Mapping[str, Any] | None = None,
+    exits: Mapping[str, Path] | None = None,
+    exit_steps: int = 300,
 ) -> dict[str, Any]:
     """Table `number` on these models; the record, which is written under `setup.out` too.
 
     askers: role -> model; MAIN is needed, the others (see OTHERS) fill further rows. preset: 'corrected' chooses thresholds on the
     calibration items so that a row saves what the paper's does; 'paper' and 'released' take theirs as they stand. names: role -> what
-    the record calls a model. knobs: of the method, before those of the preset, but for thresholds. Raises KnobError.
+    the record calls a model. knobs: of the method, before those of the preset, but for thresholds. exits: another method -> its
+    exits; where it trains some and none are given, so many steps on the frozen model. Raises KnobError.
     """
     kind, own = data.task.kind, dict(knobs or {})
     if told := sorted(own.keys() & set(methods.load("mue").calibrated)):
@@ -79,7 +82,8 @@ def reproduce(
     name = "-".join(["reproduce-mue", number, kind, *([] if preset == "corrected" else [preset]), *sorted(own)])
     with record.run(setup.out, name, config, setup.seed) as run:
         models = {role: _prepared(askers[role], data, setup) for role in (MAIN, *OTHERS) if role in askers}
-        maker = _Maker(kind, models, preset, own, trials, setup.tick)
+        rivals = Rivals(data.lessons or (lambda: data.held), setup.out / "exits", exit_steps, setup.seed, exits or {})
+        maker = _Maker(kind, models, preset, own, trials, setup.tick, rivals)
         made = {line.key: maker.way(line) for line in wanted.lines}
         measured = _measured(models, kind, setup)
         run["task"] = {
@@ -88,6 +92,7 @@ def reproduce(
         }  # fmt: skip
         run["table"] = {"paper": paper.read("mue")["paper"], "number": number, "title": wanted.title, "main": wanted.main(data.task.split)}
         run["lines"] = _lines(wanted, made, measured, data.task.split)
+        run["rivals"] = rivals.about
         run["shapes"] = {role: differences.shape(model.asker.model) for role, model in models.items()}
         run["differences"] = differences.sentences(run)
     return run
@@ -104,31 +109,37 @@ class _Maker:
     """Rows of the paper as ways. A way is put down with the model that it runs on."""
 
     def __init__(
-        self, kind: str, models: Mapping[str, Model], preset: str, knobs: dict[str, Any], trials: int, tick: Callable[[str], None]
-    ) -> None:
+        self, kind: str, models: Mapping[str, Model], preset: str, knobs: dict[str, Any], trials: int, tick: Callable[[str], None],
+        rivals: Rivals,
+    ) -> None:  # fmt: skip
         self.kind, self.models, self.preset, self.knobs, self.trials, self.tick = kind, models, preset, knobs, trials, tick
+        self.rivals = rivals
         self._choosers: dict[str, AtCost] = {}
 
     def way(self, line: Line) -> str:
         """The key of the row's way, which is put down; or why there is none."""
         role = {"base": BASE, "tiny": TINY, "plain": PLAIN, "joint": FUSED}.get(line.key, MAIN)
-        if role not in self.models and line.key in ABSENT or line.key in ("deebert", "pabee", "deecap"):
-            return f"missing: {ABSENT[line.key]}"
+        absent = self.rivals.missing(line.method) if line.method is not None else ABSENT.get(line.key)
+        if absent is not None and (line.method is not None or role not in self.models):
+            return f"missing: {absent}"
         model = self.models.get(role, self.models[MAIN])
         if line.key in ("base", "full", "tiny"):
             model.ways.insert(0, Way("full" if model is self.models[MAIN] else line.key, Engine(model.asker.model, "never")))
             return model.ways[0].key
         settings = self._settings(line, model)
-        engine = self._engine(line, model).with_settings(**settings)
+        engine = self._chooser(line, model).engine if line.method else self._engine(line, model)
+        engine = engine.with_settings(**settings)
         model.ways.append(Way(line.key, engine, dict(settings)))
         return line.key
 
     def _engine(self, line: Line, model: Model) -> Engine:
+        if line.method is not None:
+            return self.rivals.engine(model.asker, line.method)
         joint: dict[str, Any] = {"decompose": False} if line.key == "joint" else {}
         return engine_for(model.asker, self.kind, self.preset, **{**self.knobs, **joint})
 
     def _chooser(self, line: Line, model: Model) -> AtCost:
-        name = line.key if line.key in ("joint", "plain") else "mue"
+        name = line.key if line.method is not None or line.key in ("joint", "plain") else "mue"
         if name not in self._choosers:
             engine, tied = self._engine(line, model), name == "joint"
             self._choosers[name] = AtCost(model.asker, self.kind, engine, model.calibration, tied, self.trials, self.tick)
@@ -142,7 +153,7 @@ class _Maker:
             wanted = {s: max(1.0, depth * scale[s]) for s, depth in zip(scale, line.figures["depths"], strict=True)}
             return {**self._chooser(line, model).at_depths(wanted), "decoder": NEVER}
         stated: dict[str, float] | None = paper.read("mue")["thresholds"].get(self.preset, {}).get(self.kind)
-        if stated is not None and not line.key.startswith("cost"):
+        if stated is not None and line.method is None and not line.key.startswith("cost"):
             return stated
         return self._chooser(line, model).at(line.figures["etr"]).settings
 
@@ -202,11 +213,16 @@ def data_of(
     if chosen is None:
         raise InputError(f"Thresholds must not be chosen on the items they are judged on: name another split of {folder} as --calibration.")
     held = tasks.load(kind, folder, chosen, skip_bad, limit)
+    taught = next((name for name in ("train", "training") if name in others), None)
+
+    def lessons(told: bool = False) -> tasks.Task:
+        return tasks.load(kind, folder, taught, skip_bad, limit, add_caption=told)
+
     if add_caption or (add_caption is None and preset == "released" and kind == "answer"):
         try:
             told = [tasks.load(kind, folder, name, skip_bad, limit, add_caption=True) for name in (judged.split, chosen)]
-            return Data(told[0], told[1], Path(folder).name, True)
+            return Data(told[0], told[1], tasks.title(folder), True, partial(lessons, True) if taught else None)
         except InputError:
             if add_caption:
                 raise
-    return Data(judged, held, Path(folder).name)
+    return Data(judged, held, tasks.title(folder), lessons=lessons if taught else None)

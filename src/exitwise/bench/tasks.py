@@ -8,9 +8,25 @@ from pathlib import Path
 from exitwise.errors import InputError
 
 from . import forms, pictures
+from .forms import title
+from .forms.hub import is_hub
 from .items import CAPTION_PROMPT, KINDS, METRICS, SKIP, Fault, Item, Kind, Reading, Split, Task
 
-__all__ = ["CAPTION_PROMPT", "KINDS", "METRICS", "Fault", "Item", "Kind", "Task", "load", "sample", "sample_folder", "splits"]
+__all__ = [
+    "CAPTION_PROMPT",
+    "KINDS",
+    "METRICS",
+    "Fault",
+    "Item",
+    "Kind",
+    "Task",
+    "is_hub",
+    "load",
+    "sample",
+    "sample_folder",
+    "splits",
+    "title",
+]
 
 
 def load(
@@ -23,15 +39,16 @@ def load(
     add_caption: bool = False,
     usual: str = "test",
 ) -> Task:
-    """The task in one split of SOURCE, a folder or one of its files. The first bad row raises; with `skip_bad` they are kept as `faults`.
+    """The task in one split of SOURCE: a folder, one of its files, or a data set on the hub (`forms.hub`). The first bad row raises; with
+    `skip_bad` they are kept as `faults`.
 
-    Without `split`: the file that was given, the only split that there is, or the one called `usual`. add_caption: entailment is asked with
-    the image's caption in the prompt. Every image is looked at, once: see `pictures.check`. Raises InputError, with file and line.
+    Without `split`: the one that the source is or names, the only one that there is, or the one called `usual`. add_caption: entailment is
+    asked with the image's caption in the prompt. Every image is looked at, once: see `pictures.check`. Raises InputError with the place.
     """
     if kind not in KINDS:
         raise InputError(f"task {kind!r} is not known. Tasks: {', '.join(KINDS)}.")
     known = KINDS[KINDS.index(kind)]
-    chosen = _chosen(Path(source), split, usual)
+    chosen = _chosen(source, split, usual)
     items: list[Item] = []
     faults: list[Fault] = []
     looked: set[pictures.Source] = set()
@@ -65,18 +82,14 @@ def sample_folder(kind: str) -> Path:
     return Path(__file__).parent / "sample" / kind
 
 
-def splits(folder: str | Path) -> list[str]:
-    """The names of the splits in a folder, sorted."""
-    return [split.name for split in forms.splits(Path(folder))]
+def splits(source: str | Path) -> list[str]:
+    """The names of the splits of a source, sorted."""
+    return [split.name for split in forms.named(source)[0]]
 
 
-def _chosen(source: Path, name: str | None, usual: str) -> Split:
-    folder = source.parent if source.is_file() else source
-    if not folder.is_dir():
-        raise InputError(f"the folder {source} does not exist. Give one that holds {forms.HOLDS}.")
-    found = forms.splits(folder)
-    if source.is_file() and name is None:
-        found = [split for split in found if split.file == source]
+def _chosen(source: str | Path, name: str | None, usual: str) -> Split:
+    """The split that was asked for: by name, by the source itself, the only one, or the usual one."""
+    found, name = forms.named(source, name)
     if not found:
         raise InputError(f"{source} is none of the forms that are read. Give a folder that holds {forms.HOLDS}.")
     names = [split.name for split in found]

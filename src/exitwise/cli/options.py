@@ -22,7 +22,11 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout an
 Task = Annotated[Kind, typer.Option(help="'caption' describes an image; 'answer' chooses among candidates.")]
 Data = Annotated[
     Path,
-    typer.Option(metavar="FOLDER", help="Images and rows, in a form that docs/ofa.md names; or one file.", show_default=False),
+    typer.Option(
+        metavar="FOLDER",
+        help="Images and rows, in a form that docs/ofa.md names; or one file; or hub:OWNER/NAME[@SPLIT], a data set on the hub.",
+        show_default=False,
+    ),
 ]
 Split = Annotated[str | None, typer.Option(metavar="NAME", help="Which split: a file without its ending, or a name in it.")]
 AddCaption = Annotated[bool, typer.Option("--add-caption", help="Ask entailment with the image's caption (the premise) in the prompt.")]

@@ -36,7 +36,9 @@ def reproduce(
         str, typer.Option(metavar="MODEL", help="A unified model fine-tuned with MuE; 'shipped' is a small substitute.")
     ] = ...,  # type: ignore[assignment]
     task: options.Task = options.Kind.answer,
-    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Holds *.jsonl and images/. Without it: the embedded sample.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="As for train and bench, hub:OWNER/NAME too. Without it: the embedded sample.")
+    ] = None,
     split: options.Split = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="SPLIT", help="Thresholds are chosen on it. Without it: calibration, val or dev.")
@@ -51,6 +53,11 @@ def reproduce(
         bool | None,
         typer.Option("--add-caption/--no-add-caption", help="Ask hypotheses with the image's caption (D6), as MuE's scripts do."),
     ] = None,
+    exits: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD=FOLDER", help="Table 1: exits of another method, saved for this checkpoint. May be repeated."),
+    ] = None,
+    exit_steps: Annotated[int, typer.Option(min=1, help="Table 1: training of other methods' exits, where they have any.")] = 300,
     trials: Annotated[int, typer.Option(min=1, help="Live runs to find a cost, for captions.")] = 8,
     beams: options.Beams = 1,
     limit: options.Limit = None,
@@ -83,7 +90,7 @@ def reproduce(
     from ..bench.measure import Setup
     from .loading import unified
 
-    kept, changed = preset or "corrected", options.knobs(knobs)
+    kept, changed, others = preset or "corrected", options.knobs(knobs), _exits(exits)
     methods.load(which.value).preset(kept)
     folder = None if data is None else str(data)
     items = room.data_of(task.value, folder, split, calibration, limit, skip_bad, add_caption, kept)
@@ -97,7 +104,7 @@ def reproduce(
         askers[role] = Asker(pair.model, pair.processor, beams)
     with tqdm(desc=f"table {table.value}", unit="step", file=sys.stderr, mininterval=0.5) as bar:
         setup = Setup(out=out, seed=seed, beams=beams, tick=telling(bar, f"table {table.value}: "))
-        run: dict[str, Any] = room.reproduce(table.value, askers, items, setup, kept, names, trials, changed)
+        run: dict[str, Any] = room.reproduce(table.value, askers, items, setup, kept, names, trials, changed, others, exit_steps)
     if as_object:
         as_json(run)
     else:
@@ -105,3 +112,18 @@ def reproduce(
         show(f"The run: {out / run['file']}")
     for each in run["task"]["skipped"]:
         note(f"left out: {each}")
+
+
+def _exits(given: list[str] | None) -> dict[str, Path]:
+    """{method: folder} of ['method=folder']. Raises KnobError and UnknownName."""
+    from .. import methods
+    from ..errors import KnobError
+
+    found: dict[str, Path] = {}
+    for each in given or []:
+        name, equals, folder = each.partition("=")
+        if not equals or not folder:
+            raise KnobError(f"--exits {each!r} is not METHOD=FOLDER. Write for example --exits calm=mine/exits.")
+        methods.load(name)
+        found[name] = Path(folder)
+    return found

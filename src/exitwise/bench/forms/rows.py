@@ -8,7 +8,7 @@ Rows of the task `caption`: {"image", "captions"}. Rows of the task `answer`: {"
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from exitwise.errors import InputError
 
 from ..items import CAPTION_PROMPT, SKIP, Item, Reading, Row, Split
+from ..pictures import Source
 from . import snli_ve
 from .entailment import entailment
 
@@ -29,7 +30,8 @@ def splits(folder: Path) -> list[Split]:
 
 
 def _rows(file: Path, reading: Reading) -> Iterator[Row]:
-    answers = _all_answers(_lines(file)) if reading.kind == "answer" else ()
+    given = (row.get("answer") for _, row in _lines(file) if isinstance(row, dict))
+    answers = answers_of(given) if reading.kind == "answer" else ()
     for where, row in _lines(file):
         if snli_ve.is_row(row):
             yield where, partial(snli_ve.item, file, where, row, reading)
@@ -55,27 +57,38 @@ def _form(kind: str) -> str:
     return f'A row is {{"image": "a.png", "sentence": "...", "label": "true"}} or {asked}.'
 
 
-def _all_answers(rows: Iterator[tuple[str, Any]]) -> tuple[str, ...]:
-    given = {row["answer"].strip().lower() for _, row in rows if isinstance(row, dict) and isinstance(row.get("answer"), str)}
-    return tuple(sorted(given - {""}))
+def answers_of(given: Iterable[Any]) -> tuple[str, ...]:
+    """All answers that there are, once each and sorted: the candidates of a question without its own."""
+    return tuple(sorted({text.strip().lower() for text in given if isinstance(text, str)} - {""}))
 
 
 def _item(reading: Reading, file: Path, where: str, row: Any, answers: tuple[str, ...]) -> Item:
-    kind = reading.kind
-    told = isinstance(row, dict) and "hypothesis" in row
-    if reading.add_caption and not told:
-        raise InputError(f"{where}: a row of this form has no caption to add. Leave --add-caption out; it is for entailment.")
+    if isinstance(row, dict):
+        _addable(reading, where, row)
     if isinstance(row, json.JSONDecodeError):
         raise InputError(f"{where}: this line is not JSON ({row.msg}). {SKIP}")
     if not isinstance(row, dict):
-        raise InputError(f"{where}: a row is a JSON object, this is {type(row).__name__}. {_form(kind)}")
-    name = _text(row, "image", where, kind)
+        raise InputError(f"{where}: a row is a JSON object, this is {type(row).__name__}. {_form(reading.kind)}")
+    name = _text(row, "image", where, reading.kind)
     image = file.parent / "images" / name
     if not image.is_file():
         raise InputError(f"{where}: the image {name} is not in {image.parent.name}/ beside {file.name}. {SKIP}")
+    return item_of(reading, name, where, image, row, answers)
+
+
+def _addable(reading: Reading, where: str, row: dict[str, Any]) -> None:
+    if reading.add_caption and "hypothesis" not in row:
+        raise InputError(f"{where}: a row of this form has no caption to add. Leave --add-caption out; it is for entailment.")
+
+
+def item_of(reading: Reading, name: str, where: str, image: Source, row: dict[str, Any], answers: tuple[str, ...]) -> Item:
+    """The item of a row whose image was found. row: its fields in the words above, with "image" as its name. answers: candidates of a
+    question that has none of its own. Raises InputError that begins with `where`."""
+    _addable(reading, where, row)
+    kind = reading.kind
     if kind == "caption":
         return Item(name, where, image, CAPTION_PROMPT, _captions(row, where), credit=_credit(row))
-    if told:
+    if "hypothesis" in row:
         caption = _text(row, "caption", where, kind) if reading.add_caption else ""
         hypothesis, label = (_text(row, key, where, kind) for key in ("hypothesis", "label"))
         asked = entailment(name, where, image, hypothesis, caption, label, reading)
