@@ -1,0 +1,92 @@
+"""A Kangaroo adapter for a Llama: answers in the model's own words, then the adapter trained on them. Both steps go on where they were stopped.
+
+Run from the project's folder, with MODEL a folder that `from_pretrained` reads:
+    python recipes/language/kangaroo.py answers MODEL --minutes 25
+    python recipes/language/kangaroo.py train MODEL --depth 3 --minutes 40
+Texts are looked for in .data/llm-eval and .data/glue; answers, checkpoints and the adapter go to .data/kangaroo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from answers import Answerer, answer, write
+from prompts import build
+
+LONGEST, MOST, ROWS = 900, 144, 96
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def asked(tokenizer: Any, data: Path, scale: float) -> list[tuple[str, list[int]]]:
+    """(kind, ids) of every prompt in the model's chat format, in batches of like length: batch after batch mixes the kinds."""
+    made = []
+    for kind, text in build(data, scale=scale):
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
+        if len(ids) <= LONGEST:
+            made.append((kind, ids))
+    made.sort(key=lambda pair: len(pair[1]))
+    return made
+
+
+def batches(prompts: list[tuple[str, list[int]]]) -> list[list[tuple[str, list[int]]]]:
+    """Rows of like length together, fewer where they are long; the order is mixed, so that a run cut short has seen all lengths."""
+    found, at = [], 0
+    while at < len(prompts):
+        rows = max(16, min(ROWS, 24_000 // (len(prompts[min(at + ROWS, len(prompts)) - 1][1]) + MOST)))
+        found.append(prompts[at : at + rows])
+        at += rows
+    random.Random(0).shuffle(found)
+    return found
+
+
+def write_answers(given: argparse.Namespace) -> None:
+    """Answers batch by batch until the time is over; files that are there are not made again."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(given.model)
+    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
+    folder = given.work / "answers"
+    folder.mkdir(parents=True, exist_ok=True)
+    answerer, began, tokens, spent = Answerer(model, LONGEST + MOST, ROWS), time.monotonic(), 0, 0.0
+    todo = batches(asked(tokenizer, given.data, given.scale))
+    tell(f"{sum(map(len, todo))} prompts in {len(todo)} batches, {sum(len(ids) for batch in todo for _, ids in batch)} prompt tokens")
+    for number, batch in enumerate(todo):
+        file = folder / f"{number:04d}.safetensors"
+        if file.exists():
+            continue
+        if time.monotonic() - began > 60 * given.minutes:
+            break
+        start = time.monotonic()
+        rows = answer(answerer, [ids for _, ids in batch], MOST, tokenizer.eos_token_id)
+        write(rows, file)
+        file.with_suffix(".json").write_text(json.dumps([kind for kind, _ in batch]), encoding="utf-8")
+        made = sum(len(row["last"]) for row in rows)
+        tokens, spent = tokens + made, spent + time.monotonic() - start
+        tell(f"{number}: {len(batch)} rows, {made} answer tokens, {made / (time.monotonic() - start):.0f}/s; in all {tokens}, {tokens / spent:.0f}/s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["answers"])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, default=Path(".data"))
+    parser.add_argument("--work", type=Path, default=Path(".data/kangaroo"))
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--scale", type=float, default=1.0, help="how many prompts, as a multiple of 3,600")
+    given = parser.parse_args()
+    write_answers(given)
+
+
+if __name__ == "__main__":
+    main()
