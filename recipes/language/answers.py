@@ -87,42 +87,64 @@ class Answerer:
         return F.scaled_dot_product_attention(q, *wide, attn_mask=bias).transpose(1, 2).reshape(rows, tokens, -1)
 
 
+class _Kept:
+    """States and words of a batch, gathered column by column while rows leave it."""
+
+    def __init__(self, prompts: Sequence[list[int]], width: int, most: int, size: int) -> None:
+        self.prompts, self.width = prompts, width
+        self.states = {depth: torch.zeros(len(prompts), width + most, size, dtype=torch.half) for depth in DEPTHS}
+        self.last = torch.zeros(len(prompts), most, size, dtype=torch.half)
+        self.words: list[list[int]] = [[] for _ in prompts]
+
+    def take(self, rows: Tensor, at: int, found: dict[int | str, Tensor], words: Tensor) -> None:
+        """The states of `rows` from column `at` on, and the words that the last of them gave."""
+        step = len(self.words[int(rows[0])])
+        for depth, held in self.states.items():
+            held[rows, at : at + found[depth].shape[1]] = found[depth]
+        self.last[rows, step] = found["last"][:, -1].half()
+        for row, word in zip(rows.tolist(), words.tolist()):
+            self.words[row].append(word)
+
+    def rows(self) -> list[dict[str, Tensor]]:
+        made = []
+        for number, (prompt, words) in enumerate(zip(self.prompts, self.words)):
+            pad, length = self.width - len(prompt), len(prompt) + len(words) - 1
+            states = {f"depth{depth}": held[number, pad : pad + length] for depth, held in self.states.items()}
+            last = self.last[number, : len(words)]
+            made.append({"ids": torch.tensor(prompt + words), "prompt": torch.tensor(len(prompt)), "last": last, **states})
+        return made
+
+
 @torch.no_grad()
 def answer(answerer: Answerer, prompts: Sequence[list[int]], most: int, ends: int) -> list[dict[str, Tensor]]:
     """Greedy answers of at most `most` tokens. For each prompt: ids (prompt and answer), `depth*` states of all ids but the last, `last`
     (normed) states from the prompt's last token on, so that last[i] gives the token at len(prompt) + i; and `prompt`, its length."""
-    rows, width = len(prompts), max(map(len, prompts))
-    answerer.pack(rows)
+    count, width = len(prompts), max(map(len, prompts))
     pads = torch.tensor([width - len(prompt) for prompt in prompts])
     ids = torch.tensor([[ends] * (width - len(prompt)) + prompt for prompt in prompts])
     hidden = torch.arange(width + most)[None] < pads[:, None]  # (rows, columns)
-    bias = torch.zeros(rows, 1, 1, width + most).masked_fill(hidden[:, None, None], float("-inf"))
-    causal = torch.full((width, width), float("-inf")).triu(1)
-    first = bias[..., :width] + causal
+    bias = torch.zeros(count, 1, 1, width + most).masked_fill(hidden[:, None, None], float("-inf"))
+    first = bias[..., :width] + torch.full((width, width), float("-inf")).triu(1)
     first[:, :, torch.arange(width), torch.arange(width)] = 0  # a padded token sees itself, or its softmax were empty
-    kept = [answerer.forward(ids, (torch.arange(width)[None] - pads[:, None]).clamp(min=0), 0, first)]
-    kept[0]["last"] = kept[0]["last"][:, -1:]
-    chosen = [(kept[0]["last"][:, -1] @ answerer.head.T).argmax(-1)]
-    done, at = chosen[-1] == ends, width
-    while len(chosen) < most and not done.all():
-        step = answerer.forward(chosen[-1][:, None], (at - pads)[:, None], at, bias[..., : at + 1])
-        kept.append(step)
-        chosen.append(answerer.product(step["last"], answerer.head)[:, -1].argmax(-1))
-        done |= chosen[-1] == ends
-        at += 1
-        if len(chosen) % 16 == 0 and float(done.float().mean()) > 0.75:
+    found = answerer.forward(ids, (torch.arange(width)[None] - pads[:, None]).clamp(min=0), 0, first)
+    words = F.linear(found["last"][:, -1], answerer.head).argmax(-1)
+    rows, at, kept = torch.arange(count), width, _Kept(prompts, width, most, answerer.head.shape[1])
+    kept.take(rows, 0, found, words)
+    answerer.pack(count)
+    for _ in range(most - 1):
+        going = (words != ends).nonzero()[:, 0]
+        if len(going) < 12:
             break  # the slow rest is cut: their answers are as good unfinished
-    answers = torch.stack(chosen, 1)
-    joined = {name: torch.cat([part[name] for part in kept], 1).half() for name in kept[0]}
-    return [_row(prompts[row], int(pads[row]), answers[row], {name: value[row] for name, value in joined.items()}, ends) for row in range(rows)]
-
-
-def _row(prompt: list[int], pad: int, answered: Tensor, states: dict[int | str, Tensor], ends: int) -> dict[str, Tensor]:
-    hits = (answered == ends).nonzero()
-    length = int(hits[0, 0]) + 1 if len(hits) else len(answered)
-    ids = torch.cat([torch.tensor(prompt), answered[:length]])
-    kept = {f"depth{depth}": states[depth][pad : pad + len(ids) - 1].clone() for depth in DEPTHS}
-    return {"ids": ids, "prompt": torch.tensor(len(prompt)), "last": states["last"][:length].clone(), **kept}
+        if len(going) < 0.85 * len(words):
+            answerer.store[:, :, : len(going), :, :at] = answerer.store[:, :, going, :, :at]
+            rows, words, pads, bias = rows[going], words[going], pads[going], bias[going]
+            answerer.pack(len(going))
+        found = answerer.forward(words[:, None], (at - pads)[:, None], at, bias[..., : at + 1])
+        said = answerer.product(found["last"], answerer.head)[:, -1].argmax(-1)
+        open_rows = words != ends
+        kept.take(rows[open_rows], at, {name: value[open_rows] for name, value in found.items()}, said[open_rows])
+        words, at = torch.where(open_rows, said, ends), at + 1
+    return kept.rows()
 
 
 def write(rows: Sequence[dict[str, Tensor]], file: Path) -> None:

@@ -18,7 +18,12 @@ from typing import Any
 
 import torch
 from answers import Answerer, answer, write
+from drafter import Drafting, Epochs, begin, judge, objective
+from features import aim, read, shortlist
 from prompts import build
+
+from exitwise.lm.adapter import AdapterConfig, save_adapter
+from exitwise.train import Settings, train
 
 LONGEST, MOST, ROWS = 900, 144, 96
 
@@ -73,19 +78,69 @@ def write_answers(given: argparse.Namespace) -> None:
         file.with_suffix(".json").write_text(json.dumps([kind for kind, _ in batch]), encoding="utf-8")
         made = sum(len(row["last"]) for row in rows)
         tokens, spent = tokens + made, spent + time.monotonic() - start
-        tell(f"{number}: {len(batch)} rows, {made} answer tokens, {made / (time.monotonic() - start):.0f}/s; in all {tokens}, {tokens / spent:.0f}/s")
+        tell(
+            f"{number}: {len(batch)} rows, {made} answer tokens, {made / (time.monotonic() - start):.0f}/s; in all {tokens}, {tokens / spent:.0f}/s"
+        )
+
+
+def learn(given: argparse.Namespace) -> None:
+    """Trains the adapter on the answers that are there, in a folder of its own for each depth, and exports it at each checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(given.threads)
+    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval().requires_grad_(False)
+    head, config = model.lm_head.weight.detach(), model.config
+    learnt, held = read(given.work / "answers", given.depth)
+    listed = shortlist(learnt, given.words, len(head))
+    for rows in (learnt, held):
+        aim(rows, listed, head)
+    tokens = sum(len(row.last) for row in learnt)
+    tell(f"{len(learnt)} answers of {tokens} tokens to learn from, {len(held)} of {sum(len(row.last) for row in held)} held out")
+    form = AdapterConfig(
+        config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
+        config.rope_parameters["rope_theta"], config.rms_norm_eps, config.intermediate_size if given.ffn else 0, given.depth,
+    )  # fmt: skip
+    drafting = Drafting(begin(model, form), head[listed].clone())
+    del model
+    batches = Epochs(learnt, listed, given.rows)
+    tell(f"{batches.each} batches an epoch; untrained: {json.dumps(judge(drafting, held[:40], listed))}")
+    settings = Settings(
+        given.work / f"run-{given.depth}{'-ffn' if given.ffn else ''}{given.tag}", seconds=60 * given.minutes, lr=given.lr, warmup=60, betas=(0.9, 0.95),
+        weight_decay=0.0, save_every_s=120, validate_every_s=given.judge_every, average=0.995, log_every=20,
+        learnt={"answers": len(learnt), "words": given.words, "ffn": given.ffn, "rows": given.rows},
+    )  # fmt: skip
+    if given.export is None:
+        train(drafting, batches, objective, settings, lambda m: judge(m, held[:40], listed))
+        return
+
+    def export(trained: Any) -> None:
+        trained.eval()
+        figures = judge(trained, held, listed)
+        tell(json.dumps(figures))
+        save_adapter(trained.adapter, given.export, listed, {"held_out": figures, "answer_tokens": tokens, "model": given.model.name})
+
+    train(drafting, batches, objective, settings, lambda m: judge(m, held[:40], listed), export)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["answers"])
+    parser.add_argument("step", choices=["answers", "train"])
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", type=Path, default=Path(".data"))
     parser.add_argument("--work", type=Path, default=Path(".data/kangaroo"))
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--scale", type=float, default=1.0, help="how many prompts, as a multiple of 3,600")
+    parser.add_argument("--depth", type=int, default=3, help="layers that run before the adapter")
+    parser.add_argument("--ffn", action="store_true", help="a feed-forward net in the adapter, which the paper has not")
+    parser.add_argument("--words", type=int, default=8192, help="the short list of the vocabulary that is drafted from")
+    parser.add_argument("--rows", type=int, default=16, help="answers in a batch")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--judge-every", type=float, default=60, help="seconds between two looks at the answers held out")
+    parser.add_argument("--export", type=Path, help="where the adapter is written at each checkpoint, such as .data/kangaroo/adapter")
+    parser.add_argument("--tag", default="", help="a name for a run beside others of the same depth")
     given = parser.parse_args()
-    write_answers(given)
+    (write_answers if given.step == "answers" else learn)(given)
 
 
 if __name__ == "__main__":
