@@ -1,7 +1,7 @@
 """A Llama's own greedy answers to many prompts at once, with the states that a drafter is trained on, written batch by batch.
 
-Plain matrix products in float32 over a cache that is laid out beforehand: three to five times the tokens a second of `generate` on one core,
-because a step reads the cache once and copies nothing. Each prompt stands at the right end of its batch, padded on the left.
+Plain matrix products in float32 over a cache that is laid out beforehand: three to five times the tokens a second of `generate` on one
+core, because a step reads the cache once and copies nothing. Each prompt stands at the right end of its batch, padded on the left.
 """
 
 from __future__ import annotations

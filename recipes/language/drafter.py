@@ -43,7 +43,8 @@ class Drafting(nn.Module):
 
 
 def objective(model: Any, given: Batch) -> Mapping[str, Tensor]:
-    """Soft cross-entropy where the full model's own word can be drafted at all, and the share of words hit, those outside the list missed."""
+    """Soft cross-entropy where the full model's own word can be drafted at all, and the share of words hit, those outside the list
+    missed."""
     logits = model.logits(given)
     inside = given.own >= 0
     loss = soft_cross_entropy(logits[inside], given.numbers[inside], given.shares[inside])

@@ -1,4 +1,5 @@
-"""A Kangaroo adapter for a Llama: answers in the model's own words, then the adapter trained on them. Both steps go on where they were stopped.
+"""A Kangaroo adapter for a Llama: answers in the model's own words, then the adapter trained on them. Both steps go on where they were
+stopped.
 
 Run from the project's folder, with MODEL a folder that `from_pretrained` reads:
     python recipes/language/kangaroo.py answers MODEL --minutes 25
@@ -13,13 +14,14 @@ import json
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from answers import Answerer, answer, write
 from drafter import Drafting, Epochs, begin, judge, objective
-from features import aim, read, shortlist
+from features import Row, aim, read, shortlist
 from prompts import build
 
 from exitwise.lm.adapter import AdapterConfig, save_adapter
@@ -79,8 +81,16 @@ def write_answers(given: argparse.Namespace) -> None:
         made = sum(len(row["last"]) for row in rows)
         tokens, spent = tokens + made, spent + time.monotonic() - start
         tell(
-            f"{number}: {len(batch)} rows, {made} answer tokens, {made / (time.monotonic() - start):.0f}/s; in all {tokens}, {tokens / spent:.0f}/s"
+            f"{number}: {len(batch)} rows, {made} answer tokens, {made / (time.monotonic() - start):.0f}/s; in all {tokens}, {
+                tokens / spent:.0f}/s"
         )
+
+
+def words_of(file: Path, rows: Sequence[Row], count: int, vocabulary: int) -> torch.Tensor:
+    """The short list, made once, so that a run that goes on with more answers keeps it."""
+    if not file.exists():
+        file.write_text(json.dumps(shortlist(rows, count, vocabulary).tolist()), encoding="utf-8")
+    return torch.tensor(json.loads(file.read_text(encoding="utf-8")))
 
 
 def learn(given: argparse.Namespace) -> None:
@@ -91,7 +101,7 @@ def learn(given: argparse.Namespace) -> None:
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval().requires_grad_(False)
     head, config = model.lm_head.weight.detach(), model.config
     learnt, held = read(given.work / "answers", given.depth)
-    listed = shortlist(learnt, given.words, len(head))
+    listed = words_of(given.work / f"shortlist-{given.words}.json", learnt, given.words, len(head))
     for rows in (learnt, held):
         aim(rows, listed, head)
     tokens = sum(len(row.last) for row in learnt)
@@ -104,10 +114,11 @@ def learn(given: argparse.Namespace) -> None:
     del model
     batches = Epochs(learnt, listed, given.rows)
     tell(f"{batches.each} batches an epoch; untrained: {json.dumps(judge(drafting, held[:40], listed))}")
+    name = f"run-{given.depth}{'-ffn' if given.ffn else ''}{given.tag}"
     settings = Settings(
-        given.work / f"run-{given.depth}{'-ffn' if given.ffn else ''}{given.tag}", seconds=60 * given.minutes, lr=given.lr, warmup=60, betas=(0.9, 0.95),
-        weight_decay=0.0, save_every_s=120, validate_every_s=given.judge_every, average=0.995, log_every=20,
-        learnt={"answers": len(learnt), "words": given.words, "ffn": given.ffn, "rows": given.rows},
+        given.work / name, seconds=60 * given.minutes, lr=given.lr, warmup=given.warmup, betas=(0.9, 0.95), weight_decay=0.0,
+        save_every_s=120, validate_every_s=given.judge_every, average=0.995, learnt={"words": given.words, "ffn": given.ffn, "rows":
+        given.rows},
     )  # fmt: skip
     if given.export is None:
         train(drafting, batches, objective, settings, lambda m: judge(m, held[:40], listed))
@@ -135,6 +146,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=8192, help="the short list of the vocabulary that is drafted from")
     parser.add_argument("--rows", type=int, default=16, help="answers in a batch")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--judge-every", type=float, default=60, help="seconds between two looks at the answers held out")
     parser.add_argument("--export", type=Path, help="where the adapter is written at each checkpoint, such as .data/kangaroo/adapter")

@@ -1,7 +1,7 @@
 """Instructions of the kinds that Spec-Bench asks, built from texts that are not in it: what a drafter for a chat model is trained on.
 
-`build(data, seed)` gives (kind, text) pairs in an order that mixes the kinds. Whatever shares a run of `SHARED` words with a prompt of Spec-Bench
-is dropped, so that its prompts stay unseen.
+`build(data, seed)` gives (kind, text) pairs in an order that mixes the kinds. Whatever shares a run of `SHARED` words with a prompt of
+Spec-Bench is dropped, so that its prompts stay unseen.
 """
 
 from __future__ import annotations
@@ -147,13 +147,12 @@ def build(data: Path, seed: int = 0, scale: float = 1.0) -> list[tuple[str, str]
     rng, test = random.Random(seed), seen_in_test(data / "llm-eval/spec-bench/question.jsonl")
     made: dict[str, str] = {}
     for kind, supply in kinds(data, rng).items():
-        wanted, tried = round(PER_KIND[kind] * scale), 0
-        for text in supply:
-            tried += 1
+        wanted, most = round(PER_KIND[kind] * scale), 20 * PER_KIND[kind] * max(1.0, scale)
+        for tried, text in enumerate(supply):
             if text not in made and not runs(text) & test:
                 made[text] = kind
                 wanted -= 1
-            if wanted <= 0 or tried > 20 * PER_KIND[kind] * max(1.0, scale):
+            if wanted <= 0 or tried > most:
                 break
     found = [(kind, text) for text, kind in made.items()]
     rng.shuffle(found)

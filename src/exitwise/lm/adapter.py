@@ -1,7 +1,8 @@
 """The adapter that makes a drafter of a model's first layers: one attention layer between a shallow state and the model's own frozen head.
 
-Liu et al. 2024, Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting (arXiv:2404.18911): norm_out(x + attention(norm_in(x))),
-with keys and values of its own and no feed-forward net. `ffn` adds one, which is a departure from the paper. The head is never part of it.
+Liu et al. 2024, Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting (arXiv:2404.18911): norm_out(x +
+attention(norm_in(x))), with keys and values of its own and no feed-forward net. `ffn` adds one, which is a departure from the paper. The
+head is never part of it.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class AdapterConfig:
 
 
 class Adapter(nn.Module):
-    """States of a shallow depth in, states for the model's own head out: its final norm is the adapter's last, so the model's is not applied."""
+    """States of a shallow depth in, states for the model's own head out: its final norm is the adapter's last, so the model's is not
+    applied."""
 
     inverse: Tensor
 
@@ -145,7 +147,8 @@ def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def save_adapter(adapter: Adapter, folder: Path, shortlist: Tensor | None = None, about: Mapping[str, Any] | None = None) -> None:
     """Writes `folder`/adapter.safetensors and adapter.json, each replaced in one move.
 
-    shortlist: (words,) int64 token numbers that drafting reads out; kept beside the weights. about: whatever else is worth keeping, as JSON.
+    shortlist: (words,) int64 token numbers that drafting reads out; kept beside the weights. about: whatever else is worth keeping, as
+    JSON.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}

@@ -11,8 +11,8 @@ from torch import Tensor
 def soft_cross_entropy(logits: Tensor, numbers: Tensor, shares: Tensor) -> Tensor:
     """- mean over n of sum_k shares * log softmax(logits)[numbers], a scalar.
 
-    logits (n, words); numbers (n, kept) words with a share in the target; shares (n, kept), each row summing to 1. A target over all words is
-    the special case kept = words.
+    logits (n, words); numbers (n, kept) words with a share in the target; shares (n, kept), each row summing to 1. A target over all
+    words is the special case kept = words.
     """
     asked = logits.gather(-1, numbers)
     return (logits.logsumexp(-1) * shares.sum(-1) - (shares * asked).sum(-1)).mean()
