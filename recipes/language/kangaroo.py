@@ -80,10 +80,7 @@ def write_answers(given: argparse.Namespace) -> None:
         file.with_suffix(".json").write_text(json.dumps([kind for kind, _ in batch]), encoding="utf-8")
         made = sum(len(row["last"]) for row in rows)
         tokens, spent = tokens + made, spent + time.monotonic() - start
-        tell(
-            f"{number}: {len(batch)} rows, {made} answer tokens, {made / (time.monotonic() - start):.0f}/s; in all {tokens}, {
-                tokens / spent:.0f}/s"
-        )
+        tell(f"{number}: {len(batch)} rows, {made} answer tokens; in all {tokens}, {tokens / spent:.0f}/s")
 
 
 def words_of(file: Path, rows: Sequence[Row], count: int, vocabulary: int) -> torch.Tensor:

@@ -115,7 +115,7 @@ class Adapter(nn.Module):
         return self.norm_out(x), keys, values
 
     def _split(self, joined: Tensor) -> Tensor:
-        return joined.unflatten(-1, (-1, self.config.size)).transpose(1, 2)  # (rows, heads, tokens, size)
+        return joined.view(*joined.shape[:-1], -1, self.config.size).transpose(1, 2)  # (rows, heads, tokens, size)
 
     def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         angles = positions[:, None, :, None].float() * torch.cat((self.inverse, self.inverse))  # (rows, 1, tokens, size)

@@ -6,25 +6,19 @@ This trains the model. The classifier that says when an answer is ready is train
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from ..heads import Exits
 from ..train.exits import Objective
 from ..train.language import weights
 from ..train.language.objectives import weighed
-from .base import nothing
+from .base import Teaching
 
 
 @dataclass(frozen=True)
-class TEACHING:
+class TEACHING(Teaching):
     """It has no options."""
 
     paper = "arXiv:2207.07061"
     about = "a loss at every exit, with weights that rise with the depth"
-    frozen = False
-
-    def exits(self, model: Any, layers: int) -> Exits:
-        return nothing(model, layers)
 
     def objective(self, layers: int, steps: int | None) -> Objective:
         shares = weights.rising(layers)

@@ -8,17 +8,20 @@ Tuning freezes the model and trains the exits alone, each with the same weight u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import KnobError
-from ..heads import Exits
+from ..heads import EXITS_FILE, Exits
 from ..train.exits import Objective
 from ..train.language.objectives import tuned_exits
 from ..train.language.weights import checked
-from .base import nothing
+from .base import Teaching
 
 
 class OwnExit(nn.Module):
@@ -26,7 +29,7 @@ class OwnExit(nn.Module):
 
     def __init__(self, width: int, inner: int, eps: float) -> None:
         super().__init__()
-        self.gain = nn.Parameter(nn.init.ones_(nn.Parameter(_empty(width))))
+        self.gain = nn.Parameter(torch.ones(width))
         if inner:
             self.norm = nn.RMSNorm(width, eps)
             self.gate, self.up, self.down = (
@@ -44,14 +47,8 @@ class OwnExit(nn.Module):
         return state * self.gain
 
 
-def _empty(width: int) -> Tensor:
-    import torch
-
-    return torch.empty(width)
-
-
 @dataclass(frozen=True)
-class TEACHING:
+class TEACHING(Teaching):
     """depths: of the exits; none takes a quarter and a half of the layers. weights: one for each depth, or none for 1 each. inner: width
     of the exits' nets, 0 for a gain alone, -1 for the model's own. warmup: updates over which the weights grow."""
 
@@ -73,7 +70,7 @@ class TEACHING:
         return dict(zip(depths, shares, strict=True))
 
     def exits(self, model: Any, layers: int) -> Exits:
-        config, made = model.config.get_text_config(), nothing(model, layers)
+        config, made = model.config.get_text_config(), super().exits(model, layers)
         inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size if self.inner < 0 else self.inner
         for depth in self._early(layers):
             made.parts[f"exit {depth}"] = OwnExit(config.hidden_size, inner, getattr(config, "rms_norm_eps", 1e-6))
@@ -81,3 +78,7 @@ class TEACHING:
 
     def objective(self, layers: int, steps: int | None) -> Objective:
         return tuned_exits(self._early(layers), self.warmup)
+
+    def keep(self, exits: Exits, folder: Path) -> None:
+        """The exits' weights, named by their depths, in exits.safetensors."""
+        save_file({name: value.detach().contiguous() for name, value in exits.state_dict().items()}, folder / EXITS_FILE)

@@ -8,17 +8,15 @@ anew at each step. Its threshold (a mixture of two Beta laws) belongs to decodin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import DepthError, KnobError
-from ..heads import Exits
 from ..train.exits import Objective
 from ..train.language.objectives import shallow_and_deep
-from .base import nothing
+from .base import Teaching
 
 
 @dataclass(frozen=True)
-class TEACHING:
+class TEACHING(Teaching):
     """depth: of the shallow exit; 0 takes a quarter of the layers, as the paper does for T5-large. distil: alpha, the paper's 0.5."""
 
     depth: int = 0
@@ -26,14 +24,10 @@ class TEACHING:
 
     paper = "arXiv:2310.05424"
     about = "one shallow exit and full depth, with distillation from layer to layer"
-    frozen = False
 
     def __post_init__(self) -> None:
         if self.distil < 0:
             raise KnobError(f"distil={self.distil} is below 0. Allowed: 0 (none) and more.")
-
-    def exits(self, model: Any, layers: int) -> Exits:
-        return nothing(model, layers)
 
     def objective(self, layers: int, steps: int | None) -> Objective:
         depth = self.depth or max(1, layers // 4)

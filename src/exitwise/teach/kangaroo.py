@@ -8,20 +8,21 @@ list of words).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import DepthError
 from ..heads import Exits
-from ..lm.adapter import Adapter, AdapterConfig
+from ..lm.adapter import Adapter, AdapterConfig, save_adapter
 from ..train.exits import Objective
 from ..train.language.objectives import drafted
-from .base import nothing
+from .base import Teaching
 
 PART = "adapter"
 
 
 @dataclass(frozen=True)
-class TEACHING:
+class TEACHING(Teaching):
     """depth: layers before the adapter; the paper's 2 for 32 layers. ffn: a gated net in the adapter, as wide as the model's, which the
     paper has not."""
 
@@ -35,9 +36,13 @@ class TEACHING:
     def exits(self, model: Any, layers: int) -> Exits:
         if not 1 <= self.depth < layers:
             raise DepthError(f"depth={self.depth} leaves nothing to draft for: this model has {layers} layers. Allowed: 1..{layers - 1}.")
-        config, made = model.config.get_text_config(), nothing(model, layers)
+        config, made = model.config.get_text_config(), super().exits(model, layers)
         made.parts[PART] = Adapter(AdapterConfig.of(config, self.depth, config.intermediate_size if self.ffn else 0))
         return made
 
     def objective(self, layers: int, steps: int | None) -> Objective:
         return drafted(self.depth, PART)
+
+    def keep(self, exits: Exits, folder: Path) -> None:
+        adapter: Any = exits.parts[PART]
+        save_adapter(adapter, folder)

@@ -9,20 +9,18 @@ counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import KnobError
-from ..heads import Exits
 from ..train.exits import Objective
 from ..train.language import noise, weights
 from ..train.language.objectives import layers_dropped
-from .base import nothing
+from .base import Teaching
 
 CURRICULA = ("rotational", "gradual", "none")
 
 
 @dataclass(frozen=True)
-class TEACHING:
+class TEACHING(Teaching):
     """dropout: greatest chance (p_max). scale: of the early exits' losses (e_scale). curriculum: 'rotational' (every `every`-th exit,
     another at each step), 'gradual' (from the last downwards), or 'none' (all exits). The defaults are the paper's for Llama 2 7B."""
 
@@ -34,7 +32,6 @@ class TEACHING:
 
     paper = "arXiv:2404.16710"
     about = "layers are left out by chance, and every exit has a loss"
-    frozen = False
 
     def __post_init__(self) -> None:
         noise.dropout_rates(2, self.dropout)
@@ -42,9 +39,6 @@ class TEACHING:
             raise KnobError(f"curriculum={self.curriculum!r} is not allowed. Allowed: {', '.join(CURRICULA)}.")
         if self.every < 1 or self.scale < 0:
             raise KnobError(f"every={self.every} and scale={self.scale}: allowed are 1 and more, and 0 and more.")
-
-    def exits(self, model: Any, layers: int) -> Exits:
-        return nothing(model, layers)
 
     def objective(self, layers: int, steps: int | None) -> Objective:
         if steps is None and (self.scratch or self.curriculum == "gradual"):

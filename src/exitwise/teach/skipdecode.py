@@ -8,16 +8,14 @@ layer, and a position that skips it keeps its state; positions that need a layer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from ..heads import Exits
 from ..train.exits import Objective
 from ..train.language.objectives import scheduled
-from .base import nothing
+from .base import Teaching
 
 
 @dataclass(frozen=True)
-class TEACHING:
+class TEACHING(Teaching):
     """most, least: layers at the first position and from the last of `length` on; 0 takes all, and half of them. warm: layers at the bottom
     that always run."""
 
@@ -28,10 +26,6 @@ class TEACHING:
 
     paper = "arXiv:2307.02628"
     about = "the loss at full depth, under the schedule of layers by position"
-    frozen = False
-
-    def exits(self, model: Any, layers: int) -> Exits:
-        return nothing(model, layers)
 
     def objective(self, layers: int, steps: int | None) -> Objective:
         return scheduled(layers, self.most or layers, self.least or max(1, layers // 2), self.length, self.warm)

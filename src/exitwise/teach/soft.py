@@ -7,17 +7,15 @@ The loss is the mean cross-entropy over the depths, all of them at every step. A
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from ..heads import Exits
 from ..train.exits import Objective
 from ..train.language import weights
 from ..train.language.objectives import weighed
-from .base import nothing
+from .base import Teaching
 
 
 @dataclass(frozen=True)
-class TEACHING:
+class TEACHING(Teaching):
     """depths: of the sub-models; none takes every `every`-th and the last. every: 4 in the paper (40 layers, from 12 on)."""
 
     depths: tuple[int, ...] = ()
@@ -25,10 +23,6 @@ class TEACHING:
 
     paper = "arXiv:2309.08968"
     about = "nested sub-models of the first n layers, all tuned at every step"
-    frozen = False
-
-    def exits(self, model: Any, layers: int) -> Exits:
-        return nothing(model, layers)
 
     def objective(self, layers: int, steps: int | None) -> Objective:
         chosen = self.depths or (*range(self.every, layers, self.every), layers)

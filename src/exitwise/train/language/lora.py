@@ -8,7 +8,8 @@ from exitwise.errors import KnobError
 
 
 def with_lora(model: Any, rank: int, alpha: float | None = None) -> Any:
-    """The model with low-rank updates on all its linear layers but the head, which alone are trained. Raises KnobError without `peft`."""
+    """Puts low-rank updates on all linear layers of the model but its head, in place, and returns what `merged` takes. Raises KnobError
+    without `peft`."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -21,6 +22,12 @@ def with_lora(model: Any, rank: int, alpha: float | None = None) -> Any:
     return get_peft_model(model, config)
 
 
-def merged(model: Any) -> Any:
-    """The base with its updates added to its weights: an ordinary model again. A model without updates comes back as it is."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+def only_updates(model: Any) -> None:
+    """Lets the low-rank updates learn, and nothing else."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def merged(updated: Any) -> Any:
+    """The base of what `with_lora` returned, its updates added to its weights: an ordinary model again."""
+    return updated.merge_and_unload()

@@ -30,7 +30,7 @@ def token_loss(states: Tensor, targets: Tensor, read: Read, chunk: int = 512) ->
     """Mean cross-entropy of states (n, width) to targets (n,), a scalar; `chunk` states are read at a time and again in the backward
     pass."""
     total = states.new_zeros((), dtype=torch.float32)
-    for part, wanted in zip(states.split(chunk), targets.split(chunk)):
+    for part, wanted in zip(torch.split(states, chunk), torch.split(targets, chunk)):
         total = total + _again(lambda s, t: F.cross_entropy(read(s[:, None])[:, 0].float(), t, reduction="sum"), part, wanted)
     return total / len(targets)
 
@@ -45,7 +45,7 @@ def law_loss(states: Tensor, taught: Tensor, read: Read, teach: Read, chunk: int
         return -(law * read(mine[:, None])[:, 0].float().log_softmax(-1)).sum()
 
     total = states.new_zeros((), dtype=torch.float32)
-    for part, wanted in zip(states.split(chunk), taught.detach().split(chunk)):
+    for part, wanted in zip(torch.split(states, chunk), torch.split(taught.detach(), chunk)):
         total = total + _again(cross, part, wanted)
     return total / len(states)
 

@@ -30,7 +30,7 @@ def final_norm(model: Any, stack: Stack) -> str:
     training = model.training
     try:
         with torch.no_grad():
-            model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device), use_cache=False)
+            model.eval()(input_ids=torch.arange(1, 4, device=next(model.parameters()).device)[None], use_cache=False)
     finally:
         model.train(training)
         for hook in hooks:

@@ -120,7 +120,7 @@ def _cut(sample: Sample, tokens: int) -> Sample:
 
 
 def _windows(ids: Sequence[int], tokens: int) -> Iterator[Sample]:
-    for part in torch.tensor(list(ids), dtype=torch.long).split(tokens):
+    for part in torch.split(torch.tensor(list(ids), dtype=torch.long), tokens):
         if len(part) > 1:
             yield Sample(part, torch.ones(len(part), dtype=torch.bool))
 
