@@ -14,9 +14,14 @@ from exitwise.lm.adapter import Adapter, AdapterConfig
 from exitwise.train.language import accepted_at_once, soft_cross_entropy
 
 
-def begin(model: Any, config: AdapterConfig) -> Adapter:
-    """An adapter that begins as the attention (and the net) of the model's layer after `depth`, and its norm as the model's last."""
+def begin(model: Any, config: AdapterConfig, copied: bool) -> Adapter:
+    """An adapter with small random weights and a share of the gains of the model's last norm, so that its first answers are not sure of
+    themselves; or (copied) as the model's layer after `depth`."""
     adapter, layer = Adapter(config), model.model.layers[config.depth]
+    if not copied:
+        with torch.no_grad():
+            adapter.norm_out.weight.copy_(model.model.norm.weight / 4)
+        return adapter
     attention = layer.self_attn
     taken = {"norm_in": layer.input_layernorm, "q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "o": attention.o_proj}
     if config.ffn:

@@ -107,7 +107,8 @@ def learn(given: argparse.Namespace) -> None:
         config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim,
         config.rope_parameters["rope_theta"], config.rms_norm_eps, config.intermediate_size if given.ffn else 0, given.depth,
     )  # fmt: skip
-    drafting = Drafting(begin(model, form), head[listed].clone())
+    torch.manual_seed(0)
+    drafting = Drafting(begin(model, form, given.copied), head[listed].clone())
     del model
     batches = Epochs(learnt, listed, given.rows)
     tell(f"{batches.each} batches an epoch; untrained: {json.dumps(judge(drafting, held[:40], listed))}")
@@ -143,6 +144,9 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=8192, help="the short list of the vocabulary that is drafted from")
     parser.add_argument("--rows", type=int, default=16, help="answers in a batch")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument(
+        "--copied", action="store_true", help="begin as the model's layer after the depth, and not with small random weights"
+    )
     parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--judge-every", type=float, default=60, help="seconds between two looks at the answers held out")

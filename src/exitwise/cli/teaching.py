@@ -23,12 +23,11 @@ class Lesson:
     data: Path
     out: Path
     options: dict[str, Any]
+    ends: dict[str, Any]
     rows: int = 8
-    accumulate: int = 1
     tokens: int = 512
     lora: int = 0
-    validation: Path | None = None
-    ends: dict[str, Any] | None = None
+    validation: str | None = None
     lr: float = 1e-4
     seed: int = 0
 
@@ -43,9 +42,8 @@ def show_taught(lesson: Lesson, foreign: list[str], as_object: bool) -> None:
     if as_object:
         as_json(done)
     else:
-        show(
-            f"{done['steps']} steps on {done['tokens']} tokens, {done['seconds']:.0f} s. The {done['exported']} weights are in {done['export']}."
-        )
+        show(f"{done['steps']} steps on {done['tokens']} tokens, {done['seconds']:.0f} s.")
+        show(f"The {done['exported']} weights are in {done['export']}.")
 
 
 def taught(lesson: Lesson) -> dict[str, Any]:
@@ -58,11 +56,11 @@ def taught(lesson: Lesson) -> dict[str, Any]:
     teaching = teach.load(lesson.method, **lesson.options)
     model, tokenizer = _model(lesson.model)
     samples = texts.read(lesson.data, tokenizer, lesson.tokens)
-    held = texts.read(lesson.validation, tokenizer, lesson.tokens) if lesson.validation is not None else None
+    held = texts.read(Path(lesson.validation), tokenizer, lesson.tokens) if lesson.validation is not None else None
     learner, updated = _learner(model, teaching, lesson)
     layers = len(learner.stack.layers(learner.model))
     objective: Any = teaching.objective(layers, ends.get("steps"))
-    lessons = texts.Lessons(samples, lesson.rows, lesson.seed, lesson.accumulate)
+    lessons = texts.Lessons(samples, lesson.rows, lesson.seed)
     options = asdict(teaching) if is_dataclass(teaching) and not isinstance(teaching, type) else dict(lesson.options)
     told = {
         "method": lesson.method,
@@ -72,7 +70,7 @@ def taught(lesson: Lesson) -> dict[str, Any]:
         "lora": lesson.lora,
         "data": texts.digest(samples),
     }
-    settings = Settings(folder=lesson.out, **ends, lr=lesson.lr, seed=lesson.seed, accumulate=lesson.accumulate, learnt=told)
+    settings = Settings(folder=lesson.out, **ends, lr=lesson.lr, seed=lesson.seed, learnt=told)
     exam = (
         None if held is None else _exam(objective, [texts.padded(held[at : at + lesson.rows]) for at in range(0, len(held), lesson.rows)])
     )
@@ -91,7 +89,7 @@ def _ends(lesson: Lesson) -> dict[str, Any]:
     from ..errors import KnobError
     from ..train.checkpoint import kept
 
-    ends = dict(lesson.ends or {})
+    ends = dict(lesson.ends)
     if ends.get("patience") is not None and lesson.validation is None:
         raise KnobError("--patience counts validations. Give --validation FILE with it.")
     if ends.get("warmup") is None:

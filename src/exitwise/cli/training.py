@@ -119,12 +119,8 @@ def train(
             "--weights": weights,
             "--add-caption": add_caption,
         }
-        show_taught(
-            Lesson(
-                model, method, data, out, options.knobs(values), rows or 8, tokens=tokens, lora=lora, validation=validation and Path(validation),
-                ends=ends, lr=lr or 1e-4, seed=seed,
-            ), [name for name, value in foreign.items() if value is not None], as_object,
-        )  # fmt: skip
+        lesson = Lesson(model, method, data, out, options.knobs(values), ends, rows or 8, tokens, lora, validation, lr or 1e-4, seed)
+        show_taught(lesson, [name for name, value in foreign.items() if value is not None], as_object)
         return
     flags = {"lr": lr, "rows": rows, "epochs": epochs, "weights": weights and weights.value, "add_caption": add_caption}
     chosen = _recipe(recipe, task and task.value, values, {name: value for name, value in flags.items() if value is not None})

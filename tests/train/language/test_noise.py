@@ -45,7 +45,10 @@ def test_a_row_that_leaves_a_layer_out_is_a_model_without_it() -> None:
 def test_nothing_is_rescaled_and_no_hook_is_left() -> None:
     model = llama()
     before = model(IDS).logits
-    with pytest.raises(RuntimeError, match="on purpose"), noise.left_out(model.model.layers, [torch.zeros(2, 1, dtype=torch.bool)] * LAYERS):
+    with (
+        pytest.raises(RuntimeError, match="on purpose"),
+        noise.left_out(model.model.layers, [torch.zeros(2, 1, dtype=torch.bool)] * LAYERS),
+    ):
         logits = model(IDS).logits
         assert torch.equal(logits, model.lm_head(model.model.norm(model.model.embed_tokens(IDS))))  # all left out: the embedding itself
         raise RuntimeError("on purpose")
@@ -62,8 +65,8 @@ def test_drawn_rows_are_left_out_as_often_as_the_chance_says() -> None:
 
 
 def test_masked_training_is_decoding_by_the_schedule() -> None:
-    """The parallel form against one token at a time with a cache, in which a layer once dropped is never run again. Sums of another order in
-    float32: 1e-4 on logits of size 10."""
+    """The parallel form against one token at a time with a cache, in which a layer once dropped is never run again. Sums of another order
+    in float32: 1e-4 on logits of size 10."""
     from transformers import DynamicCache
 
     model = llama()
@@ -79,5 +82,7 @@ def test_masked_training_is_decoding_by_the_schedule() -> None:
             turn = model.model.rotary_emb(h, place)
             for number in noise.scheduled_layers(at - (prompt - 1), LAYERS, most, least, length):
                 assert cache.layers[number].get_seq_length() == at if number < len(cache.layers) else at == 0
-                h = layers[number](h, position_embeddings=turn, position_ids=place, attention_mask=None, past_key_values=cache, use_cache=True)
+                h = layers[number](
+                    h, position_embeddings=turn, position_ids=place, attention_mask=None, past_key_values=cache, use_cache=True
+                )
             torch.testing.assert_close(model.lm_head(model.model.norm(h))[0, 0], parallel[0, at], rtol=0, atol=1e-4)

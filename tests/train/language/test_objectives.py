@@ -110,7 +110,8 @@ class Double(nn.Module):
 
 
 def test_tuned_exits_read_through_their_own_part_with_warmed_weights() -> None:
-    """A gain before a root-mean-square norm changes nothing, so that the exit's loss is the cut model's; the weight is 1/4 of 0.5 at step 0."""
+    """A gain before a root-mean-square norm changes nothing, so that the exit's loss is the cut model's; the weight is 1/4 of 0.5 at step
+    0."""
     model = llama()
     owner = learner(model, True, **{"exit 2": Double()})
     told = objectives.tuned_exits({2: 0.5}, warmup=4)(owner, batch(0))
@@ -200,7 +201,9 @@ def test_the_readout_is_found_and_is_exact_for_the_last_layer() -> None:
     owner = learner(model)
     walked = owner.walk(made.inputs)
     assert torch.equal(owner.read(walked.states[-1])[:, -1:], walked.out.logits)
-    other = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2)).eval()
+    other = GPT2LMHeadModel(
+        GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2)
+    ).eval()
     stack = Stack("transformer.h", "decoder", ("decoder",), owner="transformer")
     assert reading.final_norm(other, stack) == "transformer.ln_f"
     model.lm_head.register_forward_pre_hook(lambda module, given: (given[0] * 2,))
