@@ -17,7 +17,7 @@ FLOORS = [
     {"models", "train", "cost"},
     {"run", "lm"},
     {"calibrate", "method", "families"},
-    {"methods"},
+    {"methods", "teach"},
     {"kept"},
     {"engine"},
     {"inspect", "bench", "monitor", "serve"},

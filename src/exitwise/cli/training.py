@@ -11,6 +11,7 @@ import typer
 
 from . import options
 from .saying import as_json, guarded, note, show
+from .teaching import Lesson, show_taught
 
 if TYPE_CHECKING:
     from ..bench.course import Course
@@ -35,6 +36,15 @@ def _list_recipes(wanted: bool) -> None:
 
         for name in recipe.names():
             typer.echo(f"{name}\n    {recipe.load(name).about}")
+        raise typer.Exit()
+
+
+def _list_methods(wanted: bool) -> None:
+    if wanted:
+        from .. import teach
+
+        for name in teach.names():
+            typer.echo(f"{name}\n    {teach.about(name)}")
         raise typer.Exit()
 
 
@@ -64,6 +74,15 @@ def train(
     ] = None,
     validate_every: Annotated[float, typer.Option(metavar="SECONDS", help="How often that is.")] = 600.0,
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many validations without a better loss.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Train a language model on texts (*.txt) or chats (*.jsonl) as this paper does; see --methods."),
+    ] = None,
+    methods: Annotated[
+        bool, typer.Option("--methods", help="List the trainings for --method and end.", is_eager=True, callback=_list_methods)
+    ] = False,
+    tokens: Annotated[int, typer.Option(min=2, help="With --method: most tokens in a row.")] = 512,
+    lora: Annotated[int, typer.Option(min=0, metavar="RANK", help="With --method: low-rank updates by peft; 0 trains all weights.")] = 0,
     add_caption: Annotated[
         bool | None,
         typer.Option("--add-caption/--no-add-caption", help="Ask entailment with the premise in the prompt, or without."),
@@ -87,11 +106,25 @@ def train(
                      --validation dev --set rows=2
       exitwise calibrate mine/export --task caption --data pictures
                      --split val --out exits
+      exitwise train MODEL --method soft --data chats.jsonl --steps 500
+                     --set depths=[8,16,24,30] --out sorted
     """
+    ends = {"steps": steps, "seconds": seconds, "warmup": warmup, "patience": patience, "validate_every_s": validate_every, "bf16": bf16}
+    if method is not None:
+        foreign = {
+            "--task": task,
+            "--recipe": recipe,
+            "--split": split,
+            "--epochs": epochs,
+            "--weights": weights,
+            "--add-caption": add_caption,
+        }
+        lesson = Lesson(model, method, data, out, options.knobs(values), ends, rows or 8, tokens, lora, validation, lr or 1e-4, seed)
+        show_taught(lesson, [name for name, value in foreign.items() if value is not None], as_object)
+        return
     flags = {"lr": lr, "rows": rows, "epochs": epochs, "weights": weights and weights.value, "add_caption": add_caption}
     chosen = _recipe(recipe, task and task.value, values, {name: value for name, value in flags.items() if value is not None})
     asked = Asked(model, data, split, validation, skip_bad, seed)
-    ends = {"steps": steps, "seconds": seconds, "warmup": warmup, "patience": patience, "validate_every_s": validate_every, "bf16": bf16}
     done = _trained(chosen, asked, out, ends)
     if done is None:
         return
