@@ -81,7 +81,11 @@ def test_prompts_that_cannot_be_asked(tmp_path: Path) -> None:
 
 
 def test_what_is_no_language_model_is_refused(tmp_path: Path) -> None:
-    for case, name in (("bart", "BartForConditionalGeneration"), ("bert", "BertForSequenceClassification"), ("bert-masked", "BertForMaskedLM")):
+    for case, name in (
+        ("bart", "BartForConditionalGeneration"),
+        ("bert", "BertForSequenceClassification"),
+        ("bert-masked", "BertForMaskedLM"),
+    ):
         folder = tmp_path / case
         made(case)[0].save_pretrained(folder)
         with pytest.raises(CheckpointError, match=f"no decoder-only language model but a {name}"):

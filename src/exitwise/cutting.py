@@ -1,4 +1,4 @@
-"""A language model of the first N layers, as an ordinary checkpoint that `from_pretrained` loads: what a model with trained exits can become."""
+"""A language model of the first N layers, as an ordinary checkpoint: what a model with trained exits can become."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Cut:
 def cut(model: nn.Module, depth: int, out: str | Path, tokenizer: Any = None) -> Cut:
     """Write the first `depth` layers of a decoder-only language model, its final norm and its head to the folder `out`.
 
-    The weights are those of the model, unchanged; tied heads stay tied. The logits of what is written are the read-out at that depth. The
-    tokenizer is saved beside it, if it is given. Raises DepthError for a depth outside 1..n, CheckpointError for a folder that is not empty,
-    FamilyError for a model that is no decoder alone or whose configuration does not say how many layers there are.
+    The weights are those of the model, unchanged; tied heads stay tied. The logits of what is written are the read-out at that depth.
+    The tokenizer is saved beside it, if it is given. Raises DepthError for a depth outside 1..n, CheckpointError for a folder that is not
+    empty, FamilyError for a model that is no decoder alone or whose configuration does not say how many layers there are.
     """
     folder, (stack, layers) = Path(out), _only_stack(model)
     if not 1 <= depth <= layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .errors import CheckpointError, InputError
 
+BROKEN = (OSError, ValueError, RuntimeError, KeyError, IndexError, struct.error)  # what a damaged file makes its reader raise
 MAGIC = b"GGUF"
 Turn = Mapping[str, str]  # {"role": "user", "content": "..."}
 
@@ -43,10 +45,14 @@ def source_of(name: str | Path) -> Source:
         path = found[0]
     if path.suffix.lower() != ".gguf":
         if path.is_file():
-            raise CheckpointError(f"{path} is a file, but no GGUF file. Give a folder that save_pretrained wrote, a name on the hub, or a .gguf.")
+            raise CheckpointError(
+                f"{path} is a file, but no GGUF file. Give a folder that save_pretrained wrote, a name on the hub, or a .gguf."
+            )
         return Source(str(path) if path.is_dir() else str(name))
     if not path.is_file():
-        raise CheckpointError(f"The file {path} does not exist. Give a GGUF file, a folder that save_pretrained wrote, or a name on the hub.")
+        raise CheckpointError(
+            f"The file {path} does not exist. Give a GGUF file, a folder that save_pretrained wrote, or a name on the hub."
+        )
     with path.open("rb") as opened:
         first = opened.read(len(MAGIC))
     if first != MAGIC:
@@ -62,7 +68,7 @@ def config_of(source: Source) -> Any:
 
     try:
         return AutoConfig.from_pretrained(source.place, **source.files)
-    except (OSError, ValueError, KeyError) as problem:
+    except BROKEN as problem:
         if Path(source.place).exists():
             raise CheckpointError(f"{_said(source)} is not a model that transformers can read: {first_line(problem)}") from problem
         raise CheckpointError(
@@ -81,7 +87,7 @@ def weights_of(source: Source, kind: Any, dtype: Any = None) -> Any:
         logging.disable_progress_bar()  # a folder is read at once; a download keeps its bar
     try:
         model, report = kind.from_pretrained(source.place, dtype=dtype or torch.float32, output_loading_info=True, **source.files)
-    except (OSError, ValueError, RuntimeError, KeyError) as problem:
+    except BROKEN as problem:
         raise CheckpointError(f"The weights of {_said(source)} do not load into {kind.__name__}: {first_line(problem)}") from problem
     missing, unlike = sorted(report["missing_keys"]), sorted(map(str, report.get("mismatched_keys") or ()))
     if missing or unlike:
@@ -96,7 +102,12 @@ def weights_of(source: Source, kind: Any, dtype: Any = None) -> Any:
 
 def _floats(model: Any) -> None:
     """The weights of a GGUF file were turned into floats: nothing of it is quantised any more, so that it can be saved as any model."""
-    for holder, name in ((model, "hf_quantizer"), (model, "quantization_method"), (model, "is_quantized"), (model.config, "quantization_config")):
+    for holder, name in (
+        (model, "hf_quantizer"),
+        (model, "quantization_method"),
+        (model, "is_quantized"),
+        (model.config, "quantization_config"),
+    ):
         if name in holder.__dict__:
             delattr(holder, name)
 
@@ -120,16 +131,15 @@ class Speaker:
         Raises InputError for turns or chat=True where the tokenizer has no template.
         """
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
-        if not (self.chats if chat is None else chat):
-            if isinstance(prompt, str):
-                return prompt
+        if isinstance(prompt, str) and not (self.chats if chat is None else chat):
+            return prompt
         if not self.chats:
             raise InputError("This tokenizer has no chat template, so turns cannot be written. Give one text, and leave chat out.")
         text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return text
 
     def prompts(self, prompts: Sequence[str | Sequence[Turn]], chat: bool | None = None) -> dict[str, Tensor]:
-        """A batch, padded on the left: what `generate` takes. Raises InputError for no prompt, an empty one, or ids that the model lacks."""
+        """A batch, padded on the left: what `generate` takes. Raises InputError for no prompt, an empty one, or unknown ids."""
         texts = [self.written(prompt, chat) for prompt in prompts]
         if not texts:
             raise InputError("No prompt was given. Give one or more.")
@@ -153,8 +163,8 @@ class Speaker:
 def language_model(name: str | Path, dtype: Any = None, note: Callable[[str], None] = lambda text: None) -> Speaker:
     """The decoder-only language model in a folder, on the hub or in a GGUF file, with its tokenizer.
 
-    dtype: float32 unless said otherwise. note: is told in words what was missing and is replaced. Raises CheckpointError for what is no such
-    model, or has no tokenizer.
+    dtype: float32 unless said otherwise. note: is told in words what was missing and is replaced. Raises CheckpointError for what is no
+    such model, or has no tokenizer.
     """
     source = source_of(name)
     model = weights_of(source, causal_class(source), dtype)
@@ -194,11 +204,13 @@ def tokenizer_of(source: Source) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source.place, **source.files)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as problem:
-        raise CheckpointError(f"{_said(source)} has no tokenizer that loads ({first_line(problem)}). Save it beside the model.") from problem
+        raise CheckpointError(
+            f"{_said(source)} has no tokenizer that loads ({first_line(problem)}). Save it beside the model."
+        ) from problem
 
 
 def padding(tokenizer: Any, model: Any) -> tuple[Any, tuple[str, ...]]:
-    """The tokenizer, padding on the left, with a token to pad with, which the model's `generate` is told too; and notes on what was taken."""
+    """The tokenizer, padding on the left, with a token to pad with, of which the model's `generate` is told; and notes on it."""
     tokenizer.padding_side, notes = "left", ()
     if tokenizer.pad_token is None:
         instead = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)

@@ -75,7 +75,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: Any, what: str
         read(file)
     found = read(file, skip_bad=True)
     assert len(found.prompts) == 2 and found.faults[0].where == "a.jsonl:2" and what in found.faults[0].what
-    with pytest.raises(InputError, match=r"no usable prompt \(1 rows are bad\).*a.jsonl:1"):
+    with pytest.raises(InputError, match=r"no usable prompt \(1 rows are bad\).*b.jsonl:1"):
         read(jsonl(tmp_path / "b.jsonl", row), skip_bad=True)
 
 

@@ -1,7 +1,8 @@
 """Prompts for language models: the files of the usual benchmarks, rows of ours and plain texts become prompts with their references.
 
-Told by each row's keys: {"turns": [...], "category"} of Spec-Bench, MT-Bench and EAGLE; {"question", "answer"} of GSM8K; {"task_id",
-"prompt", "canonical_solution"} of HumanEval; {"prompt", "reference"?, "group"?} of ours. In a .txt, each line that is not blank is a prompt.
+Told by each row's keys: {"turns": [...], "category"} of Spec-Bench, MT-Bench and EAGLE; {"question", "answer"} of GSM8K;
+{"task_id", "prompt", "canonical_solution"} of HumanEval; {"prompt", "reference"?, "group"?} of ours.
+In a .txt, each line that is not blank is a prompt.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import gzip
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,10 @@ FORM = 'A row is {"prompt": "..."}, {"question": "...", "answer": "..."} or {"tu
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One thing to ask. where: file:line; references: answers that are right, or that others gave, if any; group: the file's category.
+    """One thing to ask. where: file:line; references: answers that are right, or that others gave, if any; group: the row's category.
 
-    later: what a user says in the further turns of a chat, after the model's answers. solved: whether the references hold a solution that ends
-    in a number, by which an answer can be judged.
+    later: what a user says in the further turns of a chat, after the model's answers. solved: whether the first reference is a solution
+    that ends in a number, by which an answer can be judged.
     """
 
     where: str
@@ -102,13 +104,13 @@ def _texts(file: Path) -> Iterator[tuple[str, Callable[[], Prompt]]]:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 where = f"{file.name}:{number}"
-                yield where, lambda where=where, text=line.strip(): Prompt(where, text)  # type: ignore[misc]
+                yield where, partial(Prompt, where, line.strip())
 
 
 def _rows(file: Path) -> Iterator[tuple[str, Callable[[], Prompt]]]:
     try:
         for where, row in json_lines(file):
-            yield where, lambda where=where, row=row: _prompt(where, row)  # type: ignore[misc]
+            yield where, partial(_prompt, where, row)
     except (gzip.BadGzipFile, EOFError) as problem:
         raise InputError(f"{file} cannot be unpacked ({problem}). Download it again.") from problem
 

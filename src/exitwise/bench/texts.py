@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from .metrics import accuracy, paired
 
-_NUMBER = re.compile(r"(?<![\w.)])-?\d+(?:,\d{3})*(?:\.\d+)?|(?<![\w)])-?\.\d+")
+_NUMBER = re.compile(r"(?:(?<![\w)\]])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<!\d)\.\d+)")  # a minus after a word or a number is a dash
 
 
 def last_number(text: str) -> str | None:
     """The last number in a text, without separators and idle zeros; None where there is none. In GSM8K's solutions it follows '####'.
 
-    >>> last_number("6 * 3 = <<6*3=18>>18, so she makes $1,018.50."), last_number("from 5-3"), last_number("-0.0 degrees"), last_number("none")
-    ('1018.5', '3', '0', None)
+    >>> last_number("6 * 3 = <<6*3=18>>18, so she makes $1,018.50."), last_number("from 5-3"), last_number("none")
+    ('1018.5', '3', None)
     """
     found = _NUMBER.findall(text)
     if not found:
@@ -38,8 +38,8 @@ def number_accuracy(answers: Sequence[str], truths: Sequence[str | None]) -> flo
 class Agreement:
     """How far two models write the same tokens, each figure in 0..1, the mean over prompts.
 
-    same: texts that are equal; prefix: share of the wanted text before the first difference; places: share of places, up to the longer of the
-    two texts, with the same token. After a first difference two texts go apart, so that `prefix` is strict and `places` is mild by luck.
+    same: texts that are equal; prefix: share of the wanted text before the first difference; places: share of places, up to the longer of
+    the two texts, with the same token. After a first difference two texts go apart, so that `prefix` is strict and `places` is mild by luck.
     """
 
     same: float

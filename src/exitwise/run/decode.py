@@ -293,7 +293,9 @@ class DecoderWalk:
     def _fill(self, layer: nn.Module, call: dict[str, Any], frontier: Frontier, index: int, rows: Tensor | None, seen: int) -> None:
         """Project keys and values of tokens seen..now from the states in which they left; the layer stops once they are stored."""
         places = frontier.places.of(index, call, rows, seen, frontier.tokens)
-        if call.get("position_embeddings") is not None and "position_embeddings" not in places:  # those of the new token would turn the older keys wrongly
+        if (
+            call.get("position_embeddings") is not None and "position_embeddings" not in places
+        ):  # those of the new token would turn the older keys wrongly
             raise FamilyError(
                 f"{type(layer).__name__} turns its keys by tables that have another shape than (rows, tokens, width). "
                 "Use keys_values='run late' or 'recompute' for this model."
