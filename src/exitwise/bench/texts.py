@@ -39,7 +39,7 @@ class Agreement:
     """How far two models write the same tokens, each figure in 0..1, the mean over prompts.
 
     same: texts that are equal; prefix: share of the wanted text before the first difference; places: share of places, up to the longer of
-    the two texts, with the same token. After a first difference two texts go apart, so that `prefix` is strict and `places` is mild by luck.
+    the two texts, with the same token. After a first difference texts go apart, so that `prefix` is strict and `places` is mild by luck.
     """
 
     same: float
