@@ -1,4 +1,4 @@
-"""Language models: what a family says of its way in and out, what 'propagate' keeps of a token's place, windows, prompts of unlike length."""
+"""Language models: their way in and out, what 'propagate' keeps of a token's place, windows, prompts of unlike length."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def seen(tokens: int, window: int | None) -> Tensor:
 def by_hand(model: Any, family: Family, tokens: list[int], first: int, depths: tuple[int, ...]) -> Tensor:
     """(steps, vocabulary) for one row without a cache: every layer is run over all tokens, each as the state that it shows there.
 
-    The first `first` tokens share depths[0], each later one has its own; to layers after its depth a token shows the state in which it left.
+    The first `first` tokens share depths[0], each later one has its own; to deeper layers a token shows the state in which it left.
     """
     language, (stack,) = family.language, family.stacks_of(model)
     assert language is not None and family.readout is not None
@@ -140,10 +140,9 @@ def test_windows_run_late_over_many_steps(case: str) -> None:
     model, inputs = made(case)
     table = ((4, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 4, 1, 3), (1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 4, 2, 2, 2, 2, 4))
     tokens = forced_tokens(2, 20)
-    said = []
+    said, first = [], inputs["input_ids"].shape[1]
     for policy in ("run late", "recompute"):
         with Engine(model, forced({"decoder": Table(table)}, policy)).attached(), torch.no_grad():
-            first = inputs["input_ids"].shape[1]
             out = model.generate(
                 **inputs, max_new_tokens=20, return_dict_in_generate=True, output_logits=True,
                 prefix_allowed_tokens_fn=lambda row, ids: [int(tokens[row, ids.shape[0] - first])],
@@ -172,12 +171,10 @@ def test_a_cache_made_without_the_configuration_has_no_windows_but_the_masks_do(
 def test_layers_that_are_told_the_same_place_share_what_is_kept_of_it() -> None:
     for case, stores in (("llama", 1), ("gemma", 2), ("gpt2", 1)):
         model, inputs = made(case)
-        caches: list[Any] = []
-        (stack,) = families.of(model)[1].stacks_of(model)
-        stack.owner_module(model).register_forward_hook(lambda _m, _a, out: caches.append(out.past_key_values))
+        cache = DynamicCache(config=model.config)
         with Engine(model, forced({"decoder": Table(TABLE)})).attached():
-            write(model, more_rows(inputs), forced_tokens(6))
-        assert len(frontier_of(caches[-1]).places.stores) == stores  # type: ignore[union-attr]
+            write(model, more_rows(inputs) | {"past_key_values": cache}, forced_tokens(6))
+        assert len(frontier_of(cache).places.stores) == stores  # type: ignore[union-attr]
 
 
 def test_tables_of_another_shape_are_refused_not_guessed() -> None:

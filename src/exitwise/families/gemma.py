@@ -30,7 +30,8 @@ def _embed(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
 
 def _rotary(model: Any, states: Tensor, positions: Tensor) -> Callable[[int], dict[str, Any]]:
     """Rotary tables: from 3 on, those of each kind of layer."""
-    turn, kinds = model.model.rotary_emb, getattr(model.config, "layer_types", None)
+    turn: Any = model.model.rotary_emb
+    kinds: list[str] = list(getattr(model.config, "layer_types", None) or ())
     if model.config.model_type != "gemma3_text":
         aids = {"position_embeddings": turn(states, positions), "position_ids": positions}
         return lambda layer: aids

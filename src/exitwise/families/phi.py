@@ -1,4 +1,4 @@
-"""Phi 1, 1.5 and 2: a decoder that turns a part of each head by position, attention and feed-forward part side by side, biases everywhere."""
+"""Phi 1, 1.5 and 2: a decoder that turns a part of each head by position, attention and feed-forward part side by side."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import families
 from ..errors import InputError
 
 STEPS = 4
@@ -79,13 +78,10 @@ def _words(model: Any, config: Any, rows: int, pixels: Tensor | None, dice: torc
             count = features.pooler_output.shape[1] if hasattr(features, "pooler_output") else features.shape[1]
             ids = torch.cat([ids.new_full((rows, count), image), ids], 1)
     mask = torch.ones_like(ids)
-    place = slice(None, 4) if writes(model) and _decoder_only(model) else slice(-4, None)
+    continued = writes(model) and pixels is None and not getattr(config, "is_encoder_decoder", False)
+    place = slice(None, 4) if continued else slice(-4, None)
     ids[-1, place], mask[-1, place] = pad, 0
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def _decoder_only(model: Any) -> bool:
-    return all(stack.kind == "decoder" for stack in families.of(model)[1].stacks_of(model))
 
 
 def writes(model: Any) -> bool:

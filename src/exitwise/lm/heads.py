@@ -143,6 +143,6 @@ def low_rank(backbone: Backbone, rank: int) -> Callable[[Tensor], Tensor]:
     norm, weight = normed(backbone)
     kept = _FITTED.setdefault(backbone.model, {})
     if rank not in kept:
-        found = LowRank(*weight.shape, rank).to(weight.device)
+        found = LowRank(weight.shape[0], weight.shape[1], rank).to(weight.device)
         kept[rank] = found.fit(weight, own_states(Backbone(backbone.model, backbone.family)))
     return lambda states: kept[rank].read(weight, norm(states))

@@ -68,11 +68,11 @@ def known(roles: Sequence[str], source: str, besides: Sequence[str]) -> None:
 
 def resolve(features: Mapping[str, Any], kind: Kind, given: Mapping[str, str], labels: str | None, source: str) -> Columns:
     """Which columns a task of this kind takes. features: column -> its type in `datasets`. Raises InputError that lists the columns."""
-    for role, column in given.items():
-        if column not in features:
-            near = difflib.get_close_matches(column, list(features), n=1)
+    for role, named in given.items():
+        if named not in features:
+            near = difflib.get_close_matches(named, list(features), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"{source} has no column {column!r} (for {role}).{hint} It has: {', '.join(features)}.")
+            raise InputError(f"{source} has no column {named!r} (for {role}).{hint} It has: {', '.join(features)}.")
     found = {role: column for role in ROLES if role != "image" and (column := given.get(role) or _usual(role, features))}
     image = given.get("image") or _pictures(features, source)
     form = _form(found, given, kind)

@@ -20,6 +20,7 @@ from ..items import CAPTION_PROMPT, SKIP, Item, Reading, Row, Split
 from ..pictures import Source
 from . import snli_ve
 from .entailment import entailment
+from .lines import json_lines
 
 TRUTH = ("true", "false")
 
@@ -30,24 +31,13 @@ def splits(folder: Path) -> list[Split]:
 
 
 def _rows(file: Path, reading: Reading) -> Iterator[Row]:
-    given = (row.get("answer") for _, row in _lines(file) if isinstance(row, dict))
+    given = (row.get("answer") for _, row in json_lines(file) if isinstance(row, dict))
     answers = answers_of(given) if reading.kind == "answer" else ()
-    for where, row in _lines(file):
+    for where, row in json_lines(file):
         if snli_ve.is_row(row):
             yield where, partial(snli_ve.item, file, where, row, reading)
         else:
             yield where, partial(_item, reading, file, where, row, answers)
-
-
-def _lines(file: Path) -> Iterator[tuple[str, Any]]:
-    """(file:line, parsed row or the error) of every line that is not blank."""
-    with file.open(encoding="utf-8", errors="replace") as opened:
-        for number, line in enumerate(opened, 1):
-            if line.strip():
-                try:
-                    yield f"{file.name}:{number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    yield f"{file.name}:{number}", error
 
 
 def _form(kind: str) -> str:
