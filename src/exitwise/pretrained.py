@@ -211,7 +211,8 @@ def tokenizer_of(source: Source) -> Any:
 
 def padding(tokenizer: Any, model: Any) -> tuple[Any, tuple[str, ...]]:
     """The tokenizer, padding on the left, with a token to pad with, of which the model's `generate` is told; and notes on it."""
-    tokenizer.padding_side, notes = "left", ()
+    tokenizer.padding_side = "left"
+    notes: tuple[str, ...] = ()
     if tokenizer.pad_token is None:
         instead = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
         tokenizer.pad_token = instead
