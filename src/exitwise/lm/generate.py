@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,16 +37,21 @@ def generate(model: nn.Module, family: Family, plan: Plan, exits: Exits | None, 
     FamilyError for what cannot be done.
     """
     asked = asked_of(model, given)
+    plan = replace(plan, steps=asked.most)
+    ids, streamer = given["input_ids"], given.get("streamer")
     backbone = Backbone(model, family, lean)
     session = Session(model, family, plan, exits)
     loop = Loop(backbone, session, plan.decoding or Decoding(), asked)
+    if streamer is not None:
+        streamer.put(ids.cpu())  # the prompt comes first, as in `generate`
     written = loop.run()
+    if streamer is not None:
+        streamer.end()
     trace = backbone.trace
     depth = _padded(written.depths, 0)
     trace.head_calls += session.count.head_calls
     trace.depth = {backbone.stack.streams[0]: depth}
     trace.tokens = {backbone.stack.streams[0]: (depth > 0).long()}
-    ids = given["input_ids"]
     return Generated(torch.cat([ids, _padded(written.tokens, asked.pad).to(ids)], 1), depth, trace, written)
 
 

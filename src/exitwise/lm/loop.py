@@ -13,7 +13,7 @@ from torch import Tensor
 from ..run.encode import Walker
 from ..run.walk import Session
 from .accept import accepted
-from .asked import Asked
+from .asked import Asked, sound
 from .backbone import Backbone
 from .drafting import Drafter, certainty, looked_up
 from .plan import Decoding, Draft
@@ -216,10 +216,10 @@ class Loop:
         return F.pad(logits, (0, more), value=float("-inf")) if more > 0 else logits
 
     def _likeliest(self, logits: Tensor) -> list[int]:
-        picks: list[int] = logits.argmax(-1).tolist()
-        if bool(torch.isnan(logits[:, 0]).any()):
-            self.asked.law([], 0, logits[0])
-        return picks
+        picks = logits.argmax(-1)
+        sound(logits.gather(-1, picks[:, None]))  # what is no number counts as the greatest
+        found: list[int] = picks.tolist()
+        return found
 
     def _pick(self, row: int, logits: Tensor) -> int:
         return self.asked.choose(self.asked.law(self.stair.ids[row], len(self._prompt_of(row)), logits))
