@@ -20,9 +20,11 @@ def normed(backbone: Backbone) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     them."""
     model: Any = backbone.model
     head = model.get_output_embeddings()
-    if backbone.language.norm is None or head is None or getattr(head, "bias", None) is not None:
+    norm = None if backbone.language.norm is None else reach(model, backbone.language.norm)
+    projected = head is not None and norm is not None and head.weight.shape[1] != norm.weight.shape[-1]
+    if norm is None or head is None or projected or getattr(head, "bias", None) is not None:
         raise FamilyError(f"The head of {type(model).__name__} is not a norm and one matrix, so that no part of it can be read alone.")
-    return reach(model, backbone.language.norm), head.weight
+    return norm, head.weight
 
 
 def short(backbone: Backbone, words: int | Tensor) -> Callable[[Tensor], Tensor]:
@@ -80,7 +82,7 @@ class Bounded:
         hidden = self.norm(state[None])[0]
         turned = hidden @ self.basis
         near, far = self.first @ turned[: self.rank], self.rest * turned[self.rank :].norm()
-        slack = 1e-5 * (1.0 + float(near.abs().max()))  # float32 sums in another order
+        slack = 1e-5 * (1.0 + float(near.abs().max() + far.max()))  # float32 sums in another order
         open_ = (near + far >= (near - far).max() - slack).nonzero()[:, 0]
         self.asked, self.read = self.asked + len(near), self.read + len(open_)
         return int(open_[(self.weight[open_] @ hidden).argmax()])

@@ -65,9 +65,16 @@ def adapted(adapter: Adapter, layers: int, shortlist: Tensor | None = None) -> E
 def drafter(words: int, backbone: Any, parts: Mapping[str, nn.Module], rows: int) -> AdapterHead:
     """The adapter between the first layers and the head, or the part of the head that it was trained to read."""
     adapter: Any = parts[ADAPTER]
+    if not 1 <= adapter.config.depth < backbone.depth:
+        raise KnobError(
+            f"The adapter reads states after {adapter.config.depth} layers, and {backbone.depth} are there, one of which must verify. "
+            f"Allowed: 1..{backbone.depth - 1}. Train one for this model."
+        )
     _, weight = normed(backbone)
     ids: Any = parts[WORDS].ids if WORDS in parts else None
     head = head_of(weight, words if words else ids)
+    if ids is None and not words:
+        head = backbone.counted(head)
     return AdapterHead(adapter, adapter.config.depth, head, rows)
 
 
