@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .asked import Asked
+from .asked import Asked, sound
 
 
 def greedy_match(drafted: Sequence[int], verdicts: Sequence[int]) -> list[int]:
@@ -43,9 +43,7 @@ def speculative_sample(drafted: Sequence[int], drafts: Sequence[Tensor], laws: S
 def accepted(asked: Asked, ids: list[int], prompt: int, drafted: Sequence[int], drafts: Sequence[Tensor], logits: Tensor) -> list[int]:
     """The new tokens of a row: `ids` are those that the model has confirmed so far; logits (drafted + 1, vocabulary) are the model's."""
     if asked.plain:
-        if bool(torch.isnan(logits).any()):
-            asked.law(ids, prompt, logits[0])
-        return greedy_match(drafted, logits.argmax(-1).tolist())
+        return greedy_match(drafted, sound(logits).argmax(-1).tolist())
     laws = [asked.law([*ids, *drafted[:i]], prompt, logits[i]) for i in range(len(drafted) + 1)]
     if not asked.sample:
         return greedy_match(drafted, [int(law.argmax(-1)) for law in laws])

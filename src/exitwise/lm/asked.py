@@ -53,7 +53,7 @@ class Asked:
 
     def law(self, ids: Sequence[int], prompt: int, logits: Tensor) -> Tensor:
         """(vocabulary,) logits after the processors, for the token that follows these ids; float32."""
-        logits = _sound(logits.float())
+        logits = sound(logits.float())
         if self.least > len(ids) - prompt and self.ends:
             logits = logits.index_fill(-1, torch.tensor(sorted(self.ends), device=logits.device), float("-inf"))
         if not self.processors:
@@ -75,8 +75,8 @@ class Asked:
         return self.stop is not None and bool(torch.as_tensor(self.stop(torch.tensor([ids]), None)).all())
 
 
-def _sound(logits: Tensor) -> Tensor:
-    """Raises InputError for logits that are no numbers: nothing sensible can be picked from them."""
+def sound(logits: Tensor) -> Tensor:
+    """The logits. Raises InputError where one is no number: nothing sensible can be picked from them."""
     if bool(torch.isnan(logits).any()):
         raise InputError("The model's logits are NaN. Look at its weights and its dtype (float16 on a CPU overflows in some models).")
     return logits
@@ -91,32 +91,71 @@ def asked_of(model: Any, given: Mapping[str, Any]) -> Asked:
     for name in given:
         if name not in TAKEN:
             raise unknown("argument of generate", name, TAKEN)
-    config = given.get("generation_config") or model.generation_config
+    configs = [c for c in (given.get("generation_config"), model.generation_config) if c is not None]
 
     def value(name: str, default: Any = None) -> Any:
-        found = given.get(name)
-        found = getattr(config, name, None) if found is None else found
-        return default if found is None else found
+        """As `generate` has it: the argument, else what the configuration that was given says, else the model's."""
+        found = (f for f in (given.get(name), *(getattr(c, name, None) for c in configs)) if f is not None)
+        return next(found, default)
 
+    _unheard(value)
     if value("num_beams", 1) != 1:
         raise KnobError(f"num_beams={value('num_beams')} with a language model: this loop decodes one sequence a row. Use num_beams=1.")
-    prompts = prompts_of(given.get("input_ids"), given.get("attention_mask"))
-    longest, most = max(map(len, prompts)), _most(given, config, max(map(len, prompts)))
+    ends = value("eos_token_id", ())
+    ends = [ends] if isinstance(ends, int) else [int(e) for e in ends]
+    pad = value("pad_token_id", ends[0] if ends else 0)
+    pad = int(pad if isinstance(pad, int) else pad[0])
+    ids = given.get("input_ids")
+    prompts = prompts_of(ids, _mask(ids, given.get("attention_mask"), value("pad_token_id"), ends))
+    _known(prompts, model.get_input_embeddings().num_embeddings)
+    longest = max(map(len, prompts))
+    most = _most(given, configs, ids.shape[1])
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and longest + most > context:
         raise InputError(
             f"A prompt of {longest} tokens and {most} new ones are more than the {context} that this model can hold. "
             f"Shorten the prompt, or ask for at most {max(0, context - longest)} new tokens."
         )
-    ends = value("eos_token_id", ())
-    ends = frozenset([ends] if isinstance(ends, int) else [int(e) for e in ends])
-    pad = value("pad_token_id", next(iter(sorted(ends)), 0))
-    told = given.get("on_tokens")
     return Asked(
-        prompts, most, ends, int(pad if isinstance(pad, int) else pad[0]), _processors(value), bool(value("do_sample", False)),
-        int(given.get("seed", 0)), int(value("min_new_tokens", 0)), _stop(value("stop_strings"), given.get("tokenizer")), told if told is
-        not None else _streaming(given.get("streamer"), len(prompts)),
+        prompts, most, frozenset(ends), pad, _processors(value), bool(value("do_sample", False)), int(given.get("seed", 0)),
+        int(value("min_new_tokens", 0)), _stop(value("stop_strings"), given.get("tokenizer")),
+        _told(given.get("on_tokens"), given.get("streamer"), len(prompts)),
     )  # fmt: skip
+
+
+# What `generate` would heed and this loop does not, and the value at which it says nothing.
+UNHEARD = {
+    "min_length": 0, "no_repeat_ngram_size": 0, "bad_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None,
+    "forced_bos_token_id": None, "forced_eos_token_id": None, "exponential_decay_length_penalty": None, "sequence_bias": None,
+    "guidance_scale": 1, "watermarking_config": None, "num_return_sequences": 1, "max_time": None, "min_p": 0, "top_h": 0,
+    "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0,
+}  # fmt: skip
+
+
+def _unheard(value: Callable[..., Any]) -> None:
+    """Raises KnobError for a wish in a generation config that this loop would not fulfil."""
+    for name, silent in UNHEARD.items():
+        found = value(name, silent)
+        if found != silent:
+            raise KnobError(
+                f"{name}={found!r} stands in the generation config, and this loop does not know it. "
+                f"Set model.generation_config.{name} = {silent!r}, or call model.generate itself."
+            )
+
+
+def _mask(ids: Any, mask: Any, pad: Any, ends: list[int]) -> Any:
+    """The mask that was given; where there is none, pads are told by their id, as `generate` does, unless it ends a row too."""
+    if mask is not None or not isinstance(ids, Tensor) or not isinstance(pad, int) or pad in ends:
+        return mask
+    return ids.ne(pad) if bool(ids.eq(pad).any()) else None
+
+
+def _known(prompts: list[list[int]], words: int) -> None:
+    """Raises InputError for an id that the model has no embedding of."""
+    for row, prompt in enumerate(prompts):
+        if not 0 <= min(prompt) <= max(prompt) < words:
+            wrong = next(t for t in prompt if not 0 <= t < words)
+            raise InputError(f"Row {row} has token {wrong}, and the model knows 0..{words - 1}. Use the tokenizer that belongs to it.")
 
 
 def prompts_of(ids: Any, mask: Any) -> list[list[int]]:
@@ -140,12 +179,15 @@ def prompts_of(ids: Any, mask: Any) -> list[list[int]]:
     return out
 
 
-def _most(given: Mapping[str, Any], config: Any, longest: int) -> int:
-    most = given.get("max_new_tokens")
-    if most is None and given.get("max_length") is not None:
-        most = given["max_length"] - longest
-    if most is None:
-        most = config.max_new_tokens if config.max_new_tokens is not None else (config.max_length or 20) - longest
+def _most(given: Mapping[str, Any], configs: Sequence[Any], width: int) -> int:
+    """New tokens at most. width: of input_ids, pads and all, which a max_length counts too; 20 if nothing is said, as in `generate`."""
+    most: int | None = None
+    for said in (given, *(vars(c) for c in configs)):
+        if most is None and said.get("max_new_tokens") is not None:
+            most = said["max_new_tokens"]
+        elif most is None and said.get("max_length") is not None:
+            most = said["max_length"] - width
+    most = 20 if most is None else most
     if most < 1:
         raise InputError(f"{most} new tokens are asked for. Give max_new_tokens of 1 or more (a max_length counts the prompt too).")
     return int(most)
@@ -159,8 +201,8 @@ def _processors(value: Callable[..., Any]) -> LogitsProcessorList:
     if value("do_sample", False):
         if value("temperature", 1.0) != 1.0:
             out.append(TemperatureLogitsWarper(value("temperature")))
-        if value("top_k", 0):
-            out.append(TopKLogitsWarper(value("top_k")))
+        if value("top_k", 50):  # the default of `generate`
+            out.append(TopKLogitsWarper(value("top_k", 50)))
         if value("top_p", 1.0) < 1.0:
             out.append(TopPLogitsWarper(value("top_p")))
     return out
@@ -174,10 +216,17 @@ def _stop(strings: Any, tokenizer: Any) -> StopStringCriteria | None:
     return StopStringCriteria(tokenizer, strings)
 
 
-def _streaming(streamer: Any, rows: int) -> Callable[[int, list[int]], None] | None:
-    """A streamer of transformers, which shows one row."""
+def _told(on_tokens: Any, streamer: Any, rows: int) -> Callable[[int, list[int]], None] | None:
+    """Who is given new tokens: a caller's own function, a streamer of transformers, which shows one row, or both."""
     if streamer is None:
-        return None
+        told: Callable[[int, list[int]], None] | None = on_tokens
+        return told
     if rows > 1:
         raise InputError(f"A streamer shows one row, and {rows} came. Use on_tokens=(row, tokens) -> None for several.")
-    return lambda row, tokens: streamer.put(torch.tensor(tokens))
+
+    def both(row: int, tokens: list[int]) -> None:
+        streamer.put(torch.tensor(tokens))
+        if on_tokens is not None:
+            on_tokens(row, tokens)
+
+    return both

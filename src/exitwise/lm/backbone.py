@@ -102,6 +102,15 @@ class Backbone:
         self.trace.head_calls += 1
         return self.family.readout(self.model, states)
 
+    def counted(self, head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A head that reads the whole vocabulary beside `readout`: its calls are calls of the head too."""
+
+        def read(states: Tensor) -> Tensor:
+            self.trace.head_calls += 1
+            return head(states)
+
+        return read
+
     def run(self, layer: int, states: Tensor, span: Span, store: Store, aids: dict[str, Any], seen: Tensor | None) -> Tensor:
         """States (rows, tokens, width) through one layer."""
         self.count(states)
@@ -123,7 +132,7 @@ class Backbone:
 
     def _own(self, layer: int, states: Tensor, cache: Any, aids: dict[str, Any], seen: Tensor | None) -> Tensor:
         mask = None if seen is None else torch.zeros_like(seen, dtype=states.dtype).masked_fill(~seen, torch.finfo(states.dtype).min)
-        call = {"attention_mask": mask, "past_key_values": cache, "layer_past": cache, "use_cache": True, **aids}
+        call = {"attention_mask": mask, self.stack.cache: cache, "use_cache": True, **aids}
         known = {name: value for name, value in call.items() if name in self._takes[layer] or name in aids and name != "rotary"}
         return split_output(self.layers[layer](states, **known))[0]
 

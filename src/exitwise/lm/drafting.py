@@ -34,6 +34,46 @@ class Drafter(Protocol):
     def keep(self, rows: Sequence[int]) -> None: ...
 
 
+class Offers(Protocol):
+    """Offers drafts that cost nothing: at most so many tokens that may follow a row's `ids`, which hold nothing but confirmed tokens."""
+
+    def offer(self, row: int, ids: Sequence[int], most: int) -> list[int]: ...
+
+    def keep(self, rows: Sequence[int]) -> None: ...
+
+
+@dataclass(frozen=True)
+class LookedUp:
+    """Offers what followed the same `least` to `gram` tokens in the text itself."""
+
+    gram: int
+    least: int
+
+    def offer(self, row: int, ids: Sequence[int], most: int) -> list[int]:
+        return looked_up(ids, most, self.gram, self.least)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        return None
+
+
+class Nobody:
+    """No drafter: only what is offered is drafted, and verified from the first layer on."""
+
+    depth = 0
+
+    def see(self, stair: Stair, rows: Sequence[int]) -> None:
+        return None
+
+    def propose(self, stair: Stair, rows: Sequence[int]) -> Tensor:
+        raise AssertionError("nobody is never asked")
+
+    def crop(self, row: int, length: int) -> None:
+        return None
+
+    def keep(self, rows: Sequence[int]) -> None:
+        return None
+
+
 @dataclass
 class SharedHead:
     """The first `depth` layers and the model's own head, or a cheaper one (LayerSkip, SoFT)."""

@@ -38,18 +38,23 @@ def generate(model: nn.Module, family: Family, plan: Plan, exits: Exits | None, 
     FamilyError for what cannot be done.
     """
     asked = asked_of(model, given)
+    plan = replace(plan, steps=asked.most)
+    ids, streamer = given["input_ids"], given.get("streamer")
     backbone = Backbone(model, family, lean)
     session = Session(model, replace(family, readout=lambda _, states: backbone.readout(states)), plan, exits)  # counted
     if plan.rank:
         session.answers.cheaply = low_rank(backbone, plan.rank)
     loop = Loop(backbone, session, plan.decoding or Decoding(), asked)
+    if streamer is not None:
+        streamer.put(ids.cpu())  # the prompt comes first, as in `generate`
     written = loop.run()
+    if streamer is not None:
+        streamer.end()
     trace = backbone.trace
     depth = _padded(written.depths, 0)
     trace.head_calls += session.count.head_calls
     trace.depth = {backbone.stack.streams[0]: depth}
     trace.tokens = {backbone.stack.streams[0]: (depth > 0).long()}
-    ids = given["input_ids"]
     return Generated(torch.cat([ids, _padded(written.tokens, asked.pad).to(ids)], 1), depth, trace, written)
 
 

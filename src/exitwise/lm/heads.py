@@ -22,9 +22,11 @@ def normed(backbone: Backbone) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     them."""
     model: Any = backbone.model
     head = model.get_output_embeddings()
-    if backbone.language.norm is None or head is None or getattr(head, "bias", None) is not None:
+    norm = None if backbone.language.norm is None else reach(model, backbone.language.norm)
+    projected = head is not None and norm is not None and head.weight.shape[1] != norm.weight.shape[-1]
+    if norm is None or head is None or projected or getattr(head, "bias", None) is not None:
         raise FamilyError(f"The head of {type(model).__name__} is not a norm and one matrix, so that no part of it can be read alone.")
-    return reach(model, backbone.language.norm), head.weight
+    return norm, head.weight
 
 
 def short(backbone: Backbone, words: int | Tensor) -> Callable[[Tensor], Tensor]:

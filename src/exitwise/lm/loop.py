@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,10 @@ from torch import Tensor
 from ..run.encode import Walker
 from ..run.walk import Session
 from .accept import accepted
-from .asked import Asked
+from .asked import Asked, sound
 from .backbone import Backbone
-from .drafting import Drafter, certainty, looked_up
+from .drafting import Drafter, Nobody, Offers, certainty
+from .ngrams import one_hot
 from .plan import Decoding, Draft
 from .skipping import Skipper
 from .stair import Stair
@@ -50,6 +52,7 @@ class Loop:
         self.written = Written([[] for _ in range(rows)], [[] for _ in range(rows)])
         self.names = list(range(rows))  # number in the batch of each row that still runs
         self.drafter: Drafter | None = None
+        self.offers: Offers | None = None
         self.step = 0
 
     @torch.no_grad()
@@ -76,7 +79,8 @@ class Loop:
         draft, first = self.decoding.draft, 0
         if draft is not None:
             parts = {} if self.session.answers.exits is None else dict(self.session.answers.parts.items())
-            self.drafter = draft.make(self.backbone, parts, stair.rows)
+            self.drafter = Nobody() if draft.make is None else draft.make(self.backbone, parts, stair.rows)
+            self.offers = None if draft.offers is None else draft.offers(parts, self.asked.prompts)
             first = self.drafter.depth
             stair.advance(rows, first)
             self.drafter.see(stair, rows)
@@ -143,7 +147,7 @@ class Loop:
         known = [stair.length(row) for row in rows]
         drafts: dict[int, list[int]] = {row: [] for row in rows}
         laws: dict[int, list[Tensor]] = {row: [] for row in rows}
-        going = self._found(draft, rows, drafts)
+        going = self._found(draft, rows, drafts, laws)
         while going:
             stair.advance(going, drafter.depth)
             drafter.see(stair, going)
@@ -164,16 +168,18 @@ class Loop:
             drafter.crop(row, known[row] + stands)
         self._take(new, {row: [self.backbone.depth] * len(tokens) for row, tokens in new.items()})
 
-    def _found(self, draft: Draft, rows: list[int], drafts: dict[int, list[int]]) -> list[int]:
-        """Drafts that the text itself offers are appended; the rows that have none, and room for one, are returned."""
+    def _found(self, draft: Draft, rows: list[int], drafts: dict[int, list[int]], laws: dict[int, list[Tensor]]) -> list[int]:
+        """Drafts that are offered are appended; the rows that have none, room for one, and a drafter to ask are returned."""
         going = []
         for row in rows:
             room = min(draft.most, self._room(row))
-            found = looked_up(self.stair.ids[row], room, draft.lookup + 1, draft.lookup) if draft.lookup and self.asked.plain else []
+            found = self.offers.offer(row, self.stair.ids[row], room) if self.offers is not None and room > 0 else []
             if found:
                 self.stair.append([row], [found])
                 drafts[row].extend(found)
-            elif room > 0:
+                if self.asked.sample:
+                    laws[row].extend(one_hot(token, self._words) for token in found)
+            elif room > 0 and draft.make is not None:
                 going.append(row)
         return going
 
@@ -210,16 +216,22 @@ class Loop:
         """Tokens that may be drafted so that the model's own one still fits."""
         return self.asked.most - len(self.written.tokens[self.names[row]]) - 1
 
+    @property
+    def _words(self) -> int:
+        """Words of the vocabulary."""
+        config: Any = self.backbone.model.config
+        return int(config.get_text_config().vocab_size)
+
     def _whole(self, logits: Tensor) -> Tensor:
         """Logits of the whole vocabulary, of a head that reads only its first part."""
-        more = int(self.backbone.model.config.get_text_config().vocab_size) - len(logits)  # type: ignore[union-attr,operator]
+        more = self._words - len(logits)
         return F.pad(logits, (0, more), value=float("-inf")) if more > 0 else logits
 
     def _likeliest(self, logits: Tensor) -> list[int]:
-        picks: list[int] = logits.argmax(-1).tolist()
-        if bool(torch.isnan(logits[:, 0]).any()):
-            self.asked.law([], 0, logits[0])
-        return picks
+        picks = logits.argmax(-1)
+        sound(logits.gather(-1, picks[:, None]))  # what is no number counts as the greatest
+        found: list[int] = picks.tolist()
+        return found
 
     def _pick(self, row: int, logits: Tensor) -> int:
         return self.asked.choose(self.asked.law(self.stair.ids[row], len(self._prompt_of(row)), logits))
@@ -249,6 +261,8 @@ class Loop:
             self.stair.keep(staying)
             if self.drafter is not None:
                 self.drafter.keep(staying)
+            if self.offers is not None:
+                self.offers.keep(staying)
         self.names = [self.names[row] for row in staying]
         if staying:
             self.stair.append(list(range(len(staying))), newest)

@@ -10,24 +10,25 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .backbone import Backbone
-    from .drafting import Drafter
+    from .drafting import Drafter, Offers
 
 Route = Callable[[int, int], Sequence[int]]  # (step, layers of the model) -> numbers of the layers that run, from 0, rising
 
 
 @dataclass(frozen=True)
 class Draft:
-    """Draft from a shallow depth, verify by the rest.
+    """Draft, and verify by the layers that the draft did not run.
 
-    make: (backbone, trained parts, rows) -> a drafter. most: tokens drafted a round (gamma). sure: drafting stops once the last drafted
-    token's probability is below (eta); that token is verified all the same. lookup: drafts are taken from the text itself where its last
-    tokens stood there before, of so many tokens at least (0: never). needs: names of trained parts without which it cannot draft.
+    make: (backbone, trained parts, rows) -> a drafter at a shallow depth; None: only what is offered is drafted. most: tokens drafted a
+    round (gamma). sure: drafting stops once the last drafted token's probability is below (eta); that token is verified all the same.
+    offers: (trained parts, prompts of the rows) -> what offers drafts that cost nothing (`drafting.Offers`); it goes first. needs: names
+    of trained parts without which it cannot draft.
     """
 
-    make: Callable[[Backbone, Mapping[str, nn.Module], int], Drafter]
+    make: Callable[[Backbone, Mapping[str, nn.Module], int], Drafter] | None
     most: int = 6
     sure: float = 0.0
-    lookup: int = 0
+    offers: Callable[[Mapping[str, nn.Module], Sequence[Sequence[int]]], Offers] | None = None
     needs: tuple[str, ...] = ()
 
 

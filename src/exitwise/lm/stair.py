@@ -35,6 +35,7 @@ class Stair:
         self.have = [[0] * rows for _ in range(backbone.depth)]
         self.ids: list[list[int]] = [[] for _ in range(rows)]
         self.depths: list[list[int]] = [[] for _ in range(rows)]
+        self.fresh = [0] * rows  # of each row, the first of the tokens that came last: those go on together
         self.states: Tensor | None = None
         self.base = 0
         self._span: tuple[Any, Span, Callable[[int], dict[str, Any]], dict[int | None, Tensor | None]] | None = None
@@ -57,6 +58,7 @@ class Stair:
         longest = max(len(t) for t in tokens)
         starts = [self.length(row) for row in rows]
         for row, new in zip(rows, tokens, strict=True):
+            self.fresh[row] = self.length(row)
             self.ids[row].extend(new)
             self.depths[row].extend([0] * len(new))
         self._embed(rows, starts, [[*new, *[new[-1]] * (longest - len(new))] for new in tokens])
@@ -80,8 +82,12 @@ class Stair:
     def crop(self, row: int, length: int) -> None:
         """Take back all tokens of a row after the first `length`."""
         del self.ids[row][length:], self.depths[row][length:]
+        self.fresh[row] = min(self.fresh[row], length)
         for have in self.have:
             have[row] = min(have[row], length)
+        if self.states is not None and length < self.base:  # states that were let go: what comes next needs their places
+            room = self.states.new_zeros((self.rows, self.base - length, self.states.shape[-1]))
+            self.states, self.base = torch.cat([room, self.states], 1), length
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these rows stay, in this order, and are numbered anew."""
@@ -90,6 +96,7 @@ class Stair:
             store.keep(index)
         self.have = [[have[row] for row in rows] for have in self.have]
         self.ids, self.depths = [self.ids[row] for row in rows], [self.depths[row] for row in rows]
+        self.fresh = [self.fresh[row] for row in rows]
         self.states = None if self.states is None else self.states.index_select(0, index)
         self.rows, self._span = len(rows), None
 
@@ -109,7 +116,7 @@ class Stair:
         run: what takes the place of the backbone's own `run`.
         """
         have = self.have[layer]
-        if self.policy != "run late" and any(have[row] < len(self.ids[row]) - 1 for row in rows):
+        if self.policy not in ("run late", "recompute"):
             self._make_good(layer, rows)
         starts = [have[row] for row in rows]
         ends = [len(self.ids[row]) for row in rows]
@@ -126,21 +133,20 @@ class Stair:
         return after[torch.arange(len(rows), device=after.device), last][:, None]
 
     def _make_good(self, layer: int, rows: Sequence[int]) -> None:
-        """Keys and values of all but the newest token, for the policies that do not run them."""
+        """Keys and values of the tokens that this layer has not seen and that came before the newest, for the policies that do not run
+        them."""
         have = self.have[layer]
         for row in rows:
-            start, end = have[row], len(self.ids[row]) - 1
-            waiting = [t for t in range(start, end) if self.depths[row][t] < layer]  # the others came here together with the newest
-            if not waiting:
+            start, end = have[row], self.fresh[row]
+            if start >= end:
                 continue
-            end = start + len(waiting)
             if self.policy == "none":
                 raise CacheError(
                     f"Layer {layer + 1} has not seen tokens {start}..{end - 1} of row {row}, and nothing is to be made good. "
                     "Let depths never rise along a row, or choose keys_values='run late'."
                 )
             if self.policy == "copy":
-                for token in waiting:
+                for token in range(start, end):
                     self.stores[layer].copy(self.stores[self.depths[row][token] - 1], row, [token])
             else:
                 span = Span(self._all([row]), (start,), end - start, self.backbone.device)
@@ -185,6 +191,7 @@ class Stair:
             start = span.starts[0] - self.base
             states = self.states[:, start : start + span.tokens]
             return states if span.index is None else states.index_select(0, span.index)
+        self._room(span.end, self.states)  # a short row that lags reaches, beyond its end, past the longest one's
         rows, slots = span.own
         return self.states[rows, slots - self.base]
 

@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..errors import CacheError
+
 BLOCK = 64
 
 
@@ -77,7 +79,7 @@ class Store:
         self.values: Tensor | None = None
 
     def write(self, span: Span, keys: Tensor, values: Tensor) -> None:
-        """Put (rows of the span, heads, tokens, width) where the span says."""
+        """Put (rows of the span, heads, tokens, width) where the span says. Raises CacheError for another dtype than was put before."""
         self.keys, self.values = self._fit(self.keys, span, keys), self._fit(self.values, span, values)
         if span.even and span.rows is None:
             start = span.starts[0]
@@ -114,7 +116,7 @@ class Store:
             self.room = max(self.room, blocks(span.end))
             return like.new_zeros((self.rows, like.shape[1], self.room, like.shape[3]))
         if held.dtype != like.dtype:
-            raise TypeError(f"Keys and values of {like.dtype} were brought to a store of {held.dtype}.")
+            raise CacheError(f"Keys and values of {like.dtype} came to a store of {held.dtype}. Keep a model in one dtype while it runs.")
         return _roomy(held, span.end)
 
 

@@ -26,7 +26,7 @@ from ..lm.heads import LowRank, head_of, normed
 from ..lm.plan import Decoding, Draft
 from ..method import Knob, Method, Settings
 from ..run.walk import Plan
-from .layerskip import DRAFT_KNOBS
+from .layerskip import DRAFT_KNOBS, offers
 
 ADAPTER, WORDS, HEAD = "adapter", "words", "head"
 
@@ -74,12 +74,19 @@ def adapted(adapter: Adapter, layers: int, shortlist: Tensor | None = None, head
 def drafter(words: int, backbone: Any, parts: Mapping[str, nn.Module], rows: int) -> AdapterHead:
     """The adapter between the first layers and the head, or the part of the head that it was trained to read."""
     adapter: Any = parts[ADAPTER]
+    if not 1 <= adapter.config.depth < backbone.depth:
+        raise KnobError(
+            f"The adapter reads states after {adapter.config.depth} layers, and {backbone.depth} are there, one of which must verify. "
+            f"Allowed: 1..{backbone.depth - 1}. Train one for this model."
+        )
     _, weight = normed(backbone)
     ids: Any = parts[WORDS].ids if WORDS in parts else None
     read = head_of(weight, words if words else ids)
     if HEAD in parts and not words:
         low: Any = parts[HEAD]
         read = partial(low.read, weight)
+    elif ids is None and not words:
+        read = backbone.counted(read)
     return AdapterHead(adapter, adapter.config.depth, read, rows)
 
 
@@ -87,7 +94,7 @@ def plan(settings: Settings, layers: Mapping[str, int]) -> Plan:
     """Draft after the adapter's depth, verify above it."""
     if "decoder" not in layers:
         raise KnobError(f"The streams are {', '.join(layers)}: this method needs a language model.")
-    draft = Draft(partial(drafter, settings["words"]), settings["drafts"], settings["sure"], settings["lookup"], needs=(ADAPTER,))
+    draft = Draft(partial(drafter, settings["words"]), settings["drafts"], settings["sure"], offers(settings["lookup"]), needs=(ADAPTER,))
     return Plan(decompose=False, policy="run late", decoding=Decoding(draft))
 
 

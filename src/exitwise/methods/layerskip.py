@@ -10,12 +10,12 @@ asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from ..errors import KnobError
-from ..lm.drafting import SharedHead
+from ..lm.drafting import LookedUp, Offers, SharedHead
 from ..lm.heads import short
 from ..lm.plan import Decoding, Draft
 from ..method import Knob, Method, Settings
@@ -27,6 +27,16 @@ def drafter(depth: int, words: int, backbone: Any, parts: Any, rows: int) -> Sha
     return SharedHead(depth, short(backbone, words) if words else backbone.readout)
 
 
+def offers(lookup: int) -> Callable[..., Offers] | None:
+    """Drafts from the text itself, where its last `lookup` tokens stood before; none for 0."""
+    return partial(found_before, lookup) if lookup else None
+
+
+def found_before(least: int, parts: Any, prompts: Any) -> LookedUp:
+    """See `LookedUp`."""
+    return LookedUp(least + 1, least)
+
+
 def plan(settings: Settings, layers: Mapping[str, int]) -> Plan:
     """Draft at `depth`, verify above it."""
     if "decoder" not in layers:
@@ -36,7 +46,7 @@ def plan(settings: Settings, layers: Mapping[str, int]) -> Plan:
         raise KnobError(
             f"depth={depth} leaves no layer to verify: this model has {layers['decoder']}. Allowed: 1..{layers['decoder'] - 1}."
         )
-    draft = Draft(partial(drafter, depth, settings["words"]), settings["drafts"], settings["sure"], settings["lookup"])
+    draft = Draft(partial(drafter, depth, settings["words"]), settings["drafts"], settings["sure"], offers(settings["lookup"]))
     return Plan(decompose=False, policy="run late", decoding=Decoding(draft))
 
 
