@@ -1,12 +1,12 @@
-"""DeeCap: a shallow exit imagines the deep layers' states, and answers from what was computed and what was imagined (Fei et al., CVPR 2022).
+"""DeeCap: a shallow exit imagines the deep layers' states, and answers from what was computed and imagined (Fei et al., CVPR 2022).
 
 After layer i of a decoder, p_i = tanh(W h_i) is pooled of the token's state; an imitation net M_j = tanh(A_j p_i + b_j) for each deeper
 layer j imagines p_j. A gate g = sigmoid(V tanh(mean of p_1..p_i)) weighs the past against the future: f = 2 g sum_{k<=i} p_k + 2 (1 - g)
 sum_{j>i} M_j(p_i). A token leaves when the entropy of the answer is below the paper's threshold: here a certainty above one, as everywhere.
 Loss (`objective`): sum_i i CE_i / sum i, and the mean over all pairs i < j of 1 - cos(M_j(p_i), p_j), p_j detached.
-Written from the released code's description; the paper's text was not at hand. Differs: the model's own head reads h_i + O f, with O nothing
-at first, where the released code has a classifier of its own on f; W and V are shared by all layers; the base is frozen whole (the released
-code freezes the three lowest layers); keys and values are kept (the released code runs the prefix again at each step).
+Written after what the released code does; the paper's text was not at hand. Differs: the model's own head reads h_i + O f, with O
+nothing at first, where the released code has a classifier of its own on f; W and V are shared by all layers; the base is frozen whole
+(the released code freezes the three lowest layers); keys and values are kept (the released code runs the prefix again at each step).
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Answers:
         """The same for a decoder: the token that was read gets what its ramp said, all others keep their own."""
         if not isinstance(output, Tensor) or output.dim() != 3 or output.shape[0] != self.rows:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise FamilyError(f"{type(module).__name__} gave {shape}, not logits of tokens for {self.rows} rows: exits cannot speak for it.")
+            raise FamilyError(f"{type(module).__name__} gave {shape}, not logits of tokens of {self.rows} rows: exits cannot speak here.")
         out = output.clone()
         for rows, places, logits in self.left:
             out[torch.tensor(rows, device=out.device), torch.tensor(places, device=out.device)] = logits.to(out)
