@@ -58,8 +58,8 @@ class Ramps(nn.Module):
 
     def forward(self, layer: int, token: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """(rows, width) of (rows, width) after `layer` (1..n-1)."""
-        out: Tensor = token + self.maps[layer - 1](token.to(self.maps[layer - 1].weight.dtype)).to(token)
-        return out
+        moved: Tensor = self.maps[layer - 1](token.float())  # trained parts are float32
+        return token + moved.to(token)
 
 
 def nothing(given: int, out: int) -> nn.Linear:
@@ -92,7 +92,7 @@ class Exits(nn.Module):
     @property
     def ramps(self) -> nn.Module | None:
         """What speaks for a decoder's exits; None where the model's own head reads its states as they are."""
-        return self.parts.get(RAMPS)
+        return self.parts[RAMPS] if RAMPS in self.parts else None  # noqa: SIM401 - a ModuleDict's own `get` is not typed
 
 
 def heads_or_ramps(shape: Shape) -> Exits:

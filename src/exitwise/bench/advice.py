@@ -22,7 +22,8 @@ def advice(run: Mapping[str, Any]) -> str:
     one, kept = best["chosen"], best["chosen"]["kept"]
     reason = (
         f"Take {best['name']}: at the settings chosen on the calibration items it saves {100 * one['macs_saved']:.0f} % of the MACs and "
-        f"{100 * one['etr']:.0f} % of the layers, and keeps {100 * kept['value']:.1f} % [{100 * kept['low']:.1f}, {100 * kept['high']:.1f}] "
+        f"{100 * one['etr']:.0f} % of the layers, and keeps {100 * kept['value']:.1f} % "
+        f"[{100 * kept['low']:.1f}, {100 * kept['high']:.1f}] "
         f"of the full depth's {metric} on {items} judged items"
     )
     if len(lines) > 1:

@@ -147,10 +147,10 @@ class Contest:
             "quality": {"value": held.mean, "low": held.low, "high": held.high}, "depth": judged["depth"],
             "macs": (judged["macs"] + stem) / subject.size("judged"),
         }  # fmt: skip
+        apart = [e for e in able if not e.control or e.engine.method.sweep is not None]  # a point of hindsight is no front
         run["comparison"] = {
-            unit: areas.compared({e.name: _front(found[e.name], judged, unit, stem) for e in able if not e.control or e.engine.method.sweep},
-                                 self.wish.seed) for unit in UNITS
-        }  # fmt: skip
+            unit: areas.compared({e.name: _front(found[e.name], judged, unit, stem) for e in apart}, self.wish.seed) for unit in UNITS
+        }
         clock = self._clock(able, found)
         run["contest"] = [_line(e, found[e.name], judged, stem, clock, self.wish.seed) for e in able]
         run["unfit"] = [vars(each) for each in unable]

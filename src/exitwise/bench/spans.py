@@ -51,11 +51,11 @@ def thresholds(sureness: Tensor, points: int, minimum: int = 1) -> list[float]:
     on one. sureness: (rows, layers); cheap to dear, never full depth."""
     layers = sureness.shape[-1]
     values = sureness[:, minimum - 1 : layers - 1].flatten().double()
-    values = values[~values.isnan()].unique()
+    values = torch.unique(values[~values.isnan()])
     if not len(values):
         return []
     middle = torch.cat([values[:1] - 1e-6, (values[1:] + values[:-1]) / 2]).clamp(min=-1.0)
-    looked = middle[torch.linspace(0, len(middle) - 1, min(LOOKED, len(middle))).long()].unique().tolist()
+    looked = sorted(set(middle[torch.linspace(0, len(middle) - 1, min(LOOKED, len(middle))).long()].tolist()))
     depth = {}
     for threshold in looked:
         found = depths_at(sureness.double(), threshold, minimum).double()

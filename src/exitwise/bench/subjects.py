@@ -1,4 +1,4 @@
-"""What methods are compared on: a model with a user's rows, asked through any engine; a unified model with pictures, or a classifier of texts.
+"""What methods are compared on: a model with a user's rows, asked through any engine: a unified model of pictures, a classifier of texts.
 
 A subject has two splits, 'calibration' to choose on and 'judged' to judge on, and says of each run what every item got and paid.
 """
@@ -94,7 +94,7 @@ class Subject(Protocol):
     def outcome(self, engine: Engine, split: str, first: int | None = None) -> Outcome: ...
 
     def saving(self, engine: Engine, costs: Sequence[float], parts: Path, tick: Tick) -> list[dict[str, float]]:
-        """Thresholds of a method with several, for each of these costs (shares of full depth's layers): the best on the calibration split."""
+        """Thresholds of a method with several, for each of these costs (shares of full depth's layers): the best on calibration items."""
         ...
 
     def card(self, place: int) -> dict[str, str]:
@@ -182,10 +182,13 @@ class Texts:
         return {}
 
     def outcome(self, engine: Engine, split: str, first: int | None = None) -> Outcome:
-        rows, said, traces, order = self._sets[split], {}, [], []
+        rows, traces = self._sets[split], []
+        said: dict[int, int] = {}
+        order: list[int] = []
         with count_macs() as counted:
             for places in rows.in_turn(ROWS) if first is None else [list(range(first))]:
-                out = engine.run(**rows.batch(places)[0])
+                inputs: dict[str, Any] = dict(rows.batch(places)[0])
+                out = engine.run(**inputs)
                 said.update(zip(places, out.logits.argmax(-1).tolist(), strict=True))
                 traces.append(out.trace)
                 order += places
@@ -208,7 +211,7 @@ class Texts:
         rows = self._sets["judged"]
 
         def asked(engine: Engine | None, place: int) -> None:
-            inputs = rows.batch([place])[0]
+            inputs: dict[str, Any] = dict(rows.batch([place])[0])
             if engine is None:
                 with torch.no_grad():
                     self.model(**inputs)

@@ -99,7 +99,7 @@ def split_file(source: Path, split: str | None, usual: Sequence[str]) -> Path:
 def read(file: Path, names: Mapping[int, str], limit: int | None = None) -> list[Example]:
     """The rows of a file; names: class -> name, of the model's head. Raises InputError with file and line of a row that cannot be used."""
     classes = {str(name): number for number, name in names.items()}
-    rows = []
+    rows: list[Example] = []
     for where, row in _jsonl(file) if file.suffix == ".jsonl" else _tsv(file):
         if limit is not None and len(rows) >= limit:
             break

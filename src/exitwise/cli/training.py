@@ -46,6 +46,9 @@ def train(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Checkpoint, log and export/. A folder with a checkpoint is resumed.", show_default=False)
     ] = ...,  # type: ignore[assignment]
+    method: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Train these methods' exits instead, on the model as it is; names with commas.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(metavar="NAME", help="A recipe (see --recipes), or a *.toml file like them.")] = None,
     recipes: Annotated[bool, typer.Option("--recipes", help="List the recipes and end.", is_eager=True, callback=_list_recipes)] = False,
     values: Annotated[
@@ -79,6 +82,11 @@ def train(
     another configuration is refused. It ends with OUT/export, which every other
     command takes as MODEL. Several devices: accelerate launch -m exitwise train.
 
+    With --method the model stays as it is, and only the exits of these methods
+    are trained, each for --steps or --seconds (300 without either); MODEL may
+    then be a classifier of texts, with FOLDER/train.jsonl or train.tsv. Each
+    method's engine goes to OUT/NAME, for `exitwise bench --methods`.
+
     \b
     Examples:
       exitwise train --task caption --data pictures --split train
@@ -87,7 +95,14 @@ def train(
                      --validation dev --set rows=2
       exitwise calibrate mine/export --task caption --data pictures
                      --split val --out exits
+      exitwise train my_classifier --method deebert,pabee --data reviews
+                     --out exits
     """
+    if method is not None:
+        asked = Asked(model, data, split, validation, skip_bad, seed)
+        refused = {"recipe": recipe, "set": values, "weights": weights, "epochs": epochs, "validation": validation, "bf16": bf16 or None}
+        _taught(method, asked, task and task.value, {"steps": steps, "seconds": seconds, "lr": lr}, refused, out, as_object)
+        return
     flags = {"lr": lr, "rows": rows, "epochs": epochs, "weights": weights and weights.value, "add_caption": add_caption}
     chosen = _recipe(recipe, task and task.value, values, {name: value for name, value in flags.items() if value is not None})
     asked = Asked(model, data, split, validation, skip_bad, seed)
@@ -100,6 +115,28 @@ def train(
     else:
         show(f"{done['steps']} steps, {done['seconds']:.0f} s. The {done['exported']} weights are in {done['export']}.")
         show(f"Next: exitwise calibrate {done['export']} --task {chosen.task} --data {data} --out {out / 'exits'}")
+
+
+def _taught(names: str, asked: Asked, task: str | None, ends: dict[str, Any], refused: dict[str, Any], out: Path, as_object: bool) -> None:
+    """`train --method`. Raises KnobError for options of the other kind of training."""
+    from ..bench.schooling import Schooling
+    from ..errors import KnobError
+    from .comparing import Asked as Compared
+    from .comparing import teach
+
+    if wrong := [f"--{name}" for name, value in refused.items() if value]:
+        raise KnobError(f"{', '.join(wrong)} is for training the model. Leave it out with --method, which leaves the model as it is.")
+    if ends["steps"] is None and ends["seconds"] is None:
+        ends["seconds"] = 300.0
+    given = Compared(asked.model, task, asked.data, asked.split, skip_bad=asked.skip_bad, seed=asked.seed)
+    done = teach(given, names, Schooling(**ends, seed=asked.seed), out)
+    if as_object:
+        as_json({"exits": done})
+        return
+    for name, folder in done.items():
+        show(f"{name}: {folder}")
+    said = "" if task is None else f" --task {task}"
+    show(f"Next: exitwise bench {asked.model} --methods all{said} --data {asked.data} --exits {out}")
 
 
 @dataclass(frozen=True)

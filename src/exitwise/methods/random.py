@@ -27,7 +27,7 @@ def sweep(layers: Mapping[str, int]) -> list[tuple[Settings, Mapping[str, float]
     >>> [round(depths["text"], 2) for _, depths in sweep({"text": 3})][::5]
     [1.01, 1.29, 2.86]
     """
-    found = []
+    found: list[tuple[Settings, Mapping[str, float]]] = []
     for power in range(-7, 8):
         ratio = 2.0**power
         weights = {s: tuple(ratio**d / sum(ratio**k for k in range(1, n + 1)) for d in range(1, n + 1)) for s, n in layers.items()}

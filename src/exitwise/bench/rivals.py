@@ -1,0 +1,104 @@
+"""The shipped model under MuE and under its rivals: fronts on held-out items, and by how much MuE's area differs from the best rival's.
+
+DeeBERT's and PABEE's ramps, DeeCap's and CALM's classifier are trained here, on the frozen shipped model, within a few minutes: captions
+on training captions of Flickr8k; answers on the second half of the calibration split, which the base has not seen either. The first half
+chooses settings, the test split judges. Stopped, it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..engine import Engine
+from . import tasks
+from .areas import gain
+from .ask import Asker, load_pair
+from .choosing import Tick
+from .contest import Contest, Wish
+from .entries import entries, named
+from .lessons import digest, of_pictures
+from .schooling import Schooling, trainable, trained
+from .subjects import Pictures
+
+OURS = "mue"
+LEARNT = ("deebert", "pabee", "deecap", "calm")
+ALL = f"{OURS},{','.join(LEARNT)},static,random,oracle"
+FLICKR = Path(".data/flickr8k")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """seconds: of training each method's exits. held, judged, learnt: most items to choose on, to judge on, to learn from."""
+
+    seconds: float = 60.0
+    held: int = 600
+    judged: int = 1500
+    learnt: int = 1500
+    points: int = 8
+    keep: float = 0.99
+    timed: int = 24
+    seed: int = 0
+
+
+def splits(kind: str, folder: Path, asked: Asked) -> dict[str, tasks.Task]:
+    """'held', 'judged' and 'learnt', which share no item."""
+    held, judged = (tasks.load(kind, folder, split) for split in ("calibration", "test"))
+    if kind == "caption" and (FLICKR / "train.jsonl").exists():
+        learnt = tasks.load(kind, FLICKR, "train", limit=asked.learnt)
+        return {"held": held.first(asked.held), "judged": judged.first(asked.judged), "learnt": learnt}
+    half = len(held.items) // 2
+    return {
+        "held": held.first(min(half, asked.held)), "judged": judged.first(asked.judged),
+        "learnt": replace(held, items=held.items[half:][: asked.learnt]),
+    }  # fmt: skip
+
+
+def exits_of(asker: Asker, kind: str, task: tasks.Task, asked: Asked, work: Path, tick: Tick) -> dict[str, Engine]:
+    """method -> an engine with exits trained on these items."""
+    found, batch = {}, None
+    for name in LEARNT:
+        engine = trainable(asker.model, name)
+        school = Schooling(seconds=asked.seconds, seed=asked.seed, data=digest(task.items))
+        folder = work / kind / name
+        if batch is None:
+            tick(f"{kind}: items to learn from")
+            batch = of_pictures(asker, task, asked.seed)
+        tick(f"{kind}: exits of {name}")
+        trained(engine, batch, folder, school)
+        found[name] = engine
+    return found
+
+
+def run(kind: str, folder: Path, out: Path, work: Path, asked: Asked, tick: Tick = lambda _: None) -> dict[str, Any]:
+    """The comparison's record, with 'gain': MuE's area minus the best rival's, for layers and for MACs."""
+    asker = Asker(*load_pair(None))
+    parts = splits(kind, folder, asked)
+    exits = exits_of(asker, kind, parts["learnt"], asked, work, tick)
+    subject = Pictures(asker, parts["held"], parts["judged"], f"held-out {kind}", tick)
+    able, unable = entries(subject, named(ALL), exits)
+    wish = Wish(keep=asked.keep, points=asked.points, timed=asked.timed, seed=asked.seed, examples=0)
+    learnt = {"learnt": len(parts["learnt"].items), "learnt_from": parts["learnt"].file.name, "seconds_of_training": asked.seconds}
+    found = Contest(subject, wish, out, tick, f"rivals-{kind}").run(able, unable, **learnt)
+    return found
+
+
+def gains(run: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """Unit -> MuE's area minus that of the best rival, with its interval."""
+    rivals = [line["name"] for line in run["contest"] if line["method"] != OURS]
+    return {unit: gain(found, OURS, rivals) for unit, found in run["comparison"].items()}
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The flat figures: of each task, and the lesser of the tasks' gains under the key without a task."""
+    out: dict[str, float | None] = {}
+    found = {run["task"]["kind"]: gains(run)["etr"] for run in runs}
+    for kind, one in found.items():
+        for end, key in (("", "value"), ("/low", "low"), ("/high", "high")):
+            out[f"mue/{kind}/front_gain_over_best_rival{end}"] = None if one is None else one[key]
+    least = min((one for one in found.values() if one is not None), key=lambda one: one["value"], default=None)
+    for end, key in (("", "value"), ("/low", "low"), ("/high", "high")):
+        out[f"mue/front_gain_over_best_rival{end}"] = None if least is None else least[key]
+    return out
