@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ def promises(folder: Path, out: Path, summary: Summary, asked: promise.Asked) ->
         summary["promise/cost_over_hindsight"] = run["cost_over_hindsight"]
 
 
-def against(kinds: list[str], out: Path, summary: Summary, asked: rivals.Asked) -> None:
+def against(kinds: Sequence[str], out: Path, summary: Summary, asked: rivals.Asked) -> None:
     """MuE and its rivals on the shipped model; their exits are trained once, under .data/rivals."""
     runs = [rivals.run(kind, HELDOUT / kind, out, RIVALS, asked, _tell) for kind in kinds]
     for run in runs:

@@ -12,8 +12,8 @@ NONE = "-"
 
 
 def render(run: dict[str, Any], width: int = 80) -> str:
-    """A line for each method, the greatest area first: at what was chosen for it the quality kept, layers, MACs and time saved; its cheapest
-    cost, and its area under the front with the interval."""
+    """A line for each method, the greatest area first: at what was chosen for it the quality kept, layers, MACs and time saved; the cost
+    of its cheapest setting, and its area under the front with the interval."""
     task, found = run["task"], run["comparison"]["etr"]
     console = Console(width=width, record=True, file=io.StringIO(), color_system=None)
     console.print(f"{task['kind']}: {task['items']} items of {task['folder']}; settings chosen on {task['calibration']} others")

@@ -31,8 +31,8 @@ Batch = Callable[[int], Labelled]
 
 @dataclass(frozen=True)
 class Schooling:
-    """How long and how fast. seconds, steps: whichever ends first. lr: None takes 0.001, for a decoder 0.0005. data: what tells the rows from
-    others, for a training that goes on."""
+    """How long and how fast. seconds, steps: whichever ends first. lr: None takes 0.001, for a decoder 0.0005. data: what tells the rows
+    from others, for a training that goes on."""
 
     seconds: float | None = None
     steps: int | None = None

@@ -114,7 +114,8 @@ class Pictures:
     """A unified model and two tasks of one kind: `held` to choose on, `judged` to judge on."""
 
     def __init__(self, asker: Asker, held: Task, judged: Task, name: str, tick: Tick = lambda _: None) -> None:
-        self.asker, self.model, self.name, self.kind, self.metric = asker, asker.model, name, judged.kind, judged.metric
+        self.asker, self.model, self.name, self.metric = asker, asker.model, name, judged.metric
+        self.kind: str = judged.kind
         self._tasks = dict(zip(SPLITS, (held, judged), strict=True))
         self._items = {s: asker.prepare(t.items, lambda: tick("images")) for s, t in self._tasks.items()}
         self.stem = self._stem()
