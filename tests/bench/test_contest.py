@@ -42,7 +42,13 @@ class Letters:
 def classifier():
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=24, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, max_position_embeddings=40, num_labels=2
+        vocab_size=24,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=40,
+        num_labels=2,
     )
     model = BertForSequenceClassification(config).eval()
     with torch.no_grad():
@@ -55,7 +61,10 @@ def classifier():
 def rows_of(model, count, seed):
     """Rows that the model gets right but for each fifth."""
     dice = torch.Generator().manual_seed(seed)
-    texts = ["".join(chr(97 + int(c)) for c in torch.randint(0, 20, (int(n),), generator=dice)) for n in torch.randint(3, 12, (count,), generator=dice)]
+    texts = [
+        "".join(chr(97 + int(c)) for c in torch.randint(0, 20, (int(n),), generator=dice))
+        for n in torch.randint(3, 12, (count,), generator=dice)
+    ]
     said = []
     for text in texts:
         inputs, _ = Encoded([Example(text, None, 0)], Letters(), 32).batch([0])

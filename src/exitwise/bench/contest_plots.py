@@ -6,7 +6,20 @@ from typing import Any
 
 from .plots import axes_of, colour_of, listed
 
-COLOURS = ("#c0392b", "#2f6fb0", "#3f8f62", "#c9762b", "#7a5aa6", "#a8487a", "#1f7a8c", "#8e6c2f", "#5d6d7e", "#b5651d", "#4c6b22", "#8a949e")
+COLOURS = (
+    "#c0392b",
+    "#2f6fb0",
+    "#3f8f62",
+    "#c9762b",
+    "#7a5aa6",
+    "#a8487a",
+    "#1f7a8c",
+    "#8e6c2f",
+    "#5d6d7e",
+    "#b5651d",
+    "#4c6b22",
+    "#8a949e",
+)
 AXES = {"etr": ("etr", "cost: layers run, % of full depth (1 - ETR)"), "macs": ("macs_saved", "cost: MACs counted, % of full depth")}
 
 
@@ -30,7 +43,9 @@ def fronts(run: dict[str, Any], unit: str) -> str:
             if joined:
                 axes.plot(*zip(*joined), style, color=colour, marker="o", markersize=3, linewidth=1.2, label=line["name"])
             if line["chosen"]:
-                axes.plot(100 * (1 - line["chosen"][key]), line["chosen"]["quality"]["value"], "o", color=colour, markersize=9, fillstyle="none")
+                axes.plot(
+                    100 * (1 - line["chosen"][key]), line["chosen"]["quality"]["value"], "o", color=colour, markersize=9, fillstyle="none"
+                )
         axes.axhline(full, color="#30363d", linewidth=0.8, linestyle="--")
         axes.set_xlabel(label)
         axes.set_ylabel(run["task"]["metric"])
