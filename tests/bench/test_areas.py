@@ -55,8 +55,8 @@ def test_items_are_paired():
 
 
 def test_an_interval_covers_the_truth_as_often_as_it_says():
-    """Truth: quality 60 and 50 at cost 0.5, 80 at full depth, so areas 70 and 65 of 80. 200 draws of 150 items; 95 % nominal, and a binomial
-    slack of three standard errors (1.5 points each)."""
+    """Truth: quality 60 and 50 at cost 0.5, 80 at full depth, so areas 70 and 65 of 80. 200 draws of 150 items; 95 % nominal, and
+    a binomial slack of three standard errors (1.5 points each)."""
     missed = 0
     for turn in range(200):
         dice = np.random.default_rng(turn)

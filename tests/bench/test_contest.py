@@ -133,7 +133,7 @@ def test_every_method_is_a_run_of_its_own_and_nothing_is_left_behind(compared):
 
 
 def test_a_comparison_that_was_stopped_goes_on(subject, exits, tmp_path, monkeypatch):
-    """Stopped in the third method: the first two are not run again, and of the third only what is missing; the result is the unbroken one's."""
+    """Stopped in the third method: the first two are not run again, of the third only what is missing; the result is the unbroken one's."""
     able, _ = entries(subject, ["mue", "static", "random"], {})
     whole = Contest(subject, WISH, tmp_path / "whole").run(able)
     asked = []

@@ -101,6 +101,9 @@ class Contest:
             run["chosen"] = min(range(len(kept)), key=lambda i: kept[i]["macs"], default=None)
             if run["chosen"] is not None:
                 run["chosen"] = run["points"].index(kept[run["chosen"]])
+            for place, point in enumerate(run["points"]):
+                if place != run["chosen"]:
+                    point["judged"] = {**point["judged"], "texts": []}  # nobody reads them, and they are long
         cells.done()
         return run
 
@@ -109,7 +112,7 @@ class Contest:
 
     def _chosen(self, entry: Entry, full: Mapping[str, Any], cells: Cells) -> list[dict[str, Any]]:
         """Settings that no other one beats on the calibration split, cheap to dear, with what they cost and kept there."""
-        bar = Bar(torch.tensor(full["marks"], dtype=torch.float64), self.wish.keep, self.wish.margin)
+        bar = Bar(torch.tensor(_items(full)["marks"], dtype=torch.float64), self.wish.keep, self.wish.margin)
         settings = cells.once("span", lambda: span(self.subject, entry.engine, self.wish.points, cells.folder, self.tick))
         points = []
         for place, each in enumerate(settings):
@@ -136,7 +139,7 @@ class Contest:
         self, run: dict[str, Any], able: Sequence[Entry], unable: Sequence[Unfit], full: Mapping[str, Any], found: Mapping[str, Any]
     ) -> None:
         """Fills in the record: all that a table, a report and a recommendation are drawn from."""
-        subject, judged = self.subject, full["judged"]
+        subject, judged = self.subject, {**full["judged"], **_items(full["judged"])}
         run["task"] = {
             "kind": subject.kind, "metric": subject.metric, "folder": subject.name, "split": "judged", "skipped": [],
             "items": subject.size("judged"), "calibration": subject.size("calibration"),
@@ -170,6 +173,7 @@ class Contest:
     def _failures(self, lines: Sequence[Mapping[str, Any]], found: Mapping[str, Any], full: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Items on which methods, at what was chosen for them, lose most against full depth; those that fail the most methods first."""
         picked = {line["name"]: _chosen_point(found[line["name"]])["judged"] for line in lines if line["chosen"]}
+        picked = {name: {**one, **_items(one)} for name, one in picked.items()}
         lost = {
             place: {name: full["marks"][place] - one["marks"][place] for name, one in picked.items()} for place in range(len(full["marks"]))
         }
@@ -201,12 +205,18 @@ def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
 
 
+PER_ITEM = ("marks", "paid", "whole")
+
+
 def _plain(out: Outcome) -> dict[str, Any]:
-    """What is kept of a run, for JSON."""
-    return {
-        "marks": [round(m, 3) for m in out.marks], "paid": [round(p, 4) for p in out.paid], "whole": [round(w, 4) for w in out.whole],
-        "macs": out.macs, "depth": out.depth, "exits": out.exits, "texts": out.texts,
-    }  # fmt: skip
+    """What is kept of a run, for JSON; figures of items as one line each."""
+    items = {name: " ".join(f"{value:.7g}" for value in getattr(out, name)) for name in PER_ITEM}
+    return {**items, "macs": out.macs, "depth": out.depth, "exits": out.exits, "texts": out.texts}
+
+
+def _items(kept: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The figures of items of what `_plain` kept: marks, paid, whole."""
+    return {name: [float(value) for value in kept[name].split()] for name in PER_ITEM}
 
 
 def _chosen_point(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,7 +226,7 @@ def _chosen_point(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _front(found: Mapping[str, Any], full: Mapping[str, Any], unit: str, stem: float) -> areas.Front:
     """A method's front on the judged items. MACs of a run are shared out among its items as their layers are."""
-    runs = [point["judged"] for point in found["points"]]
+    runs = [{"macs": point["judged"]["macs"], **_items(point["judged"])} for point in found["points"]]
     if unit == "etr":
         paid, whole = [r["paid"] for r in runs], [r["whole"] for r in runs]
     else:
@@ -231,7 +241,7 @@ def _line(
     """A method's line: its points, and what was chosen for it with all that it kept and saved on the judged items."""
     points = []
     for point in found["points"]:
-        one = point["judged"]
+        one = {**point["judged"], **_items(point["judged"])}
         points.append({
             "settings": point["settings"], "held": point["held"], "quality": statistics.fmean(one["marks"]),
             "etr": 1 - sum(one["paid"]) / sum(one["whole"]), "macs_saved": 1 - (one["macs"] + stem) / (full["macs"] + stem),
@@ -243,7 +253,8 @@ def _line(
     }  # fmt: skip
     if found["chosen"] is None:
         return line
-    one, held = found["points"][found["chosen"]]["judged"], bootstrap(found["points"][found["chosen"]]["judged"]["marks"], seed=seed)
+    one = {**_chosen_point(found)["judged"], **_items(_chosen_point(found)["judged"])}
+    held = bootstrap(one["marks"], seed=seed)
     line["chosen"] = {
         **points[found["chosen"]], "exits": one["exits"], "quality": {"value": held.mean, "low": held.low, "high": held.high},
         "kept": ratio(one["marks"], full["marks"], seed).to_dict(), "lost": difference(full["marks"], one["marks"], seed).to_dict(),
