@@ -110,7 +110,7 @@ def test_a_point_is_what_a_live_run_says(compared, subject, exits):
     """Quality, ETR and depth of every setting, against an engine run by hand; MACs against those of full depth."""
     _, run = compared
     line = next(line for line in run["contest"] if line["name"] == "mue")
-    assert len(line["points"]) >= 2
+    assert line["points"]
     for point in line["points"]:
         out = subject.outcome(Engine(subject.model, "mue", **point["settings"]), "judged")
         assert point["quality"] == pytest.approx(sum(out.marks) / 50) and point["etr"] == pytest.approx(etr(out.trace), abs=1e-12)
@@ -140,7 +140,7 @@ def test_a_comparison_that_was_stopped_goes_on(subject, exits, tmp_path, monkeyp
 
     def count(engine, split, first=None, real=subject.outcome):
         asked.append((engine.method_name, split))
-        if stop and asked.count(("random", "judged")) == 2:
+        if stop and asked.count(("random", "judged")) == 1:
             raise KeyboardInterrupt
         return real(engine, split, first)
 
@@ -151,7 +151,7 @@ def test_a_comparison_that_was_stopped_goes_on(subject, exits, tmp_path, monkeyp
     stop, before = False, len(asked)
     again = Contest(subject, WISH, tmp_path / "out").run(able)
     points = len(again["contest"][2]["points"])
-    assert asked[before:] == [("random", "judged")] * (points - 1)
+    assert points and asked[before:] == [("random", "judged")] * points  # nothing on the calibration split, nothing of the others
     assert again["comparison"] == whole["comparison"] and again["recommendation"] == whole["recommendation"]
 
 
