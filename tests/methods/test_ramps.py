@@ -66,7 +66,7 @@ def test_untrained_ramps_are_the_models_own_reading(name: str, method: str) -> N
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("method", ["deebert", "pabee", "deecap"])
+@pytest.mark.parametrize("method", ["deebert", "deecap"])
 def test_rows_that_leave_say_what_their_ramp_says(name: str, method: str) -> None:
     """By hand: states of the untouched decoder, the ramp and the head at each layer; the first that is ready speaks."""
     model, inputs = made(name)
@@ -117,7 +117,7 @@ def test_what_is_written_is_what_the_ramps_say() -> None:
 
 def test_kept_and_loaded(tmp_path: Any) -> None:
     model, inputs = made("ofa")
-    engine = Engine(model, "deecap", exits=exits_for(model, "deecap"), decoder=0.01)
+    engine = Engine(model, "deecap", exits=exits_for(model, "deecap"), decoder=0.0)
     again = Engine.load(engine.save(tmp_path).parent, model)
     one, other = (e.run(**prompt("ofa", inputs)) for e in (engine, again))
     assert torch.equal(one.logits, other.logits) and one.trace.depth["decoder"].min() < 4
@@ -141,7 +141,7 @@ def test_training_moves_the_ramps_alone_and_reads_only_what_is_asked(method: str
         best.zero_grad()
         loss.backward()
         best.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0] and all(p.grad is None for p in model.parameters())
     model.requires_grad_(True)
 
