@@ -88,7 +88,7 @@ def test_what_is_trained_beside_a_frozen_model_is_kept_alone(model, chats, tmp_p
     adapter = load_adapter(tmp_path / "k" / "export").adapter
     assert adapter.config.depth == 1 and adapter.config.width == 16 and told["export"].endswith("export")
     assert not (tmp_path / "k" / "export" / "config.json").exists()
-    call(model, "--method", "ee_llm", "--data", chats, "--out", tmp_path / "e", "--steps", 3, "--set", "depths=[1,2]")
+    call(model, "--method", "eellm", "--data", chats, "--out", tmp_path / "e", "--steps", 3, "--set", "depths=[1,2]")
     assert {name.split(".")[1] for name in load_file(tmp_path / "e" / "export" / "exits.safetensors")} == {"exit 1", "exit 2"}
 
 
@@ -114,7 +114,7 @@ def test_a_run_goes_on_and_another_is_refused(model, chats, tmp_path) -> None:
         (["--method", "free", "--set", "depth=4"], "Allowed: 1..3"),
         (["--method", "kangaroo", "--set", "depth=4"], "Allowed: 1..3"),
         (["--method", "kangaroo", "--lora", "4"], "nothing for --lora to update"),
-        (["--method", "ee_llm", "--set", "weights=[1]"], "Give one for each"),
+        (["--method", "eellm", "--set", "weights=[1]"], "Give one for each"),
     ],
 )
 def test_what_is_refused(more, says, model, chats, tmp_path) -> None:

@@ -1,29 +1,18 @@
-"""Four tasks of GLUE as they lie in a folder: readers, official figures, and batches of rows of like length."""
+"""Four tasks of GLUE as they lie in a folder: readers, and official figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from exitwise.bench.metrics import accuracy, f1, matthews
+from exitwise.bench.texts import Encoded as Encoded
+from exitwise.bench.texts import Example
 from exitwise.errors import InputError
 
 COLA = "acceptability_corpus/cola_public/raw"
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row: a sentence, or a pair, and its class."""
-
-    first: str
-    second: str | None
-    label: int
 
 
 @dataclass(frozen=True)
@@ -86,49 +75,3 @@ def parted(rows: Sequence[Example], held: int, seed: int = 0) -> tuple[list[Exam
     kept = [rows[i] for i in order[:held]]
     texts = {(row.first, row.second) for row in kept}
     return [row for i in order[held:] if ((row := rows[i]).first, row.second) not in texts], kept
-
-
-class Encoded:
-    """Rows as tokens. longest: tokens a row may have; longer ones are cut."""
-
-    def __init__(self, rows: Sequence[Example], tokenizer: Any, longest: int) -> None:
-        if not rows:
-            raise InputError("There are no rows. Give a split with some.")
-        pair = None if rows[0].second is None else [str(row.second) for row in rows]
-        found = tokenizer([row.first for row in rows], pair, truncation=True, max_length=longest)
-        self.columns = {name: found[name] for name in ("input_ids", "token_type_ids", "attention_mask") if name in found}
-        self.labels = [row.label for row in rows]
-        self.pad = int(tokenizer.pad_token_id or 0)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def length(self, row: int) -> int:
-        """Tokens of a row."""
-        return len(self.columns["input_ids"][row])
-
-    def batch(self, rows: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
-        """(what the model takes, padded on the right; labels)."""
-        longest = max(self.length(row) for row in rows)
-        inputs = {}
-        for name, column in self.columns.items():
-            fill = self.pad if name == "input_ids" else 0
-            inputs[name] = torch.tensor([[*column[row], *[fill] * (longest - len(column[row]))] for row in rows])
-        return inputs, torch.tensor([self.labels[row] for row in rows])
-
-    def drawn(self, step: int, size: int, seed: int = 0) -> list[int]:
-        """The rows of a training step, of like length: the same for the same step, every row once an epoch."""
-        per_epoch = max(1, len(self) // size)
-        epoch, place = divmod(step, per_epoch)
-        order = list(range(len(self)))
-        Random(f"{seed}-{epoch}").shuffle(order)
-        pool, within = divmod(place, 50)  # of fifty batches at a time, rows are sorted by length and the batches shuffled
-        chunk = sorted(order[pool * 50 * size : (pool + 1) * 50 * size], key=self.length)
-        batches = [chunk[i : i + size] for i in range(0, len(chunk), size)]
-        Random(f"{seed}-{epoch}-{pool}").shuffle(batches)
-        return batches[within % len(batches)]
-
-    def in_turn(self, size: int) -> Iterator[list[int]]:
-        """All rows, the shortest first, in batches."""
-        order = sorted(range(len(self)), key=self.length)
-        yield from (order[i : i + size] for i in range(0, len(order), size))

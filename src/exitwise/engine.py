@@ -239,6 +239,8 @@ class Engine:
         if not candidates or any(len(c) == 0 for c in candidates):
             raise InputError("There is nothing to choose from: give one or more candidates of one or more tokens each.")
         model: Any = self.model
+        if self.exits is not None and self.exits.ramps is not None:
+            raise KnobError("Trained ramps speak for one token, and `choose` scores all of an answer. Use `run` on the prompt.")
         rows = next(v.shape[0] for v in inputs.values() if isinstance(v, Tensor))
         if prompt is None:
             prompt = torch.full((rows, 1), model.generation_config.decoder_start_token_id)

@@ -45,12 +45,40 @@ class Head(nn.Module):
         return Said(feature, self.out(feature))
 
 
+class Ramps(nn.Module):
+    """Off-ramps of a decoder: what the model's own head is given instead of the state that leaves after each of the layers 1..n-1.
+
+    An affine map of the state, added to it, for each layer; nothing at first, so that untrained ramps are the model's own reading. A kind
+    of its own (of a method's file) has the same `forward`; memory: what it noted about these rows at earlier layers, each (rows, ...).
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(nothing(shape.width, shape.width) for _ in range(shape.layers - 1))
+
+    def forward(self, layer: int, token: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        """(rows, width) of (rows, width) after `layer` (1..n-1)."""
+        moved: Tensor = self.maps[layer - 1](token.float())  # trained parts are float32
+        return token + moved.to(token)
+
+
+def nothing(given: int, out: int) -> nn.Linear:
+    """A linear layer that says 0 until it is trained."""
+    layer = nn.Linear(given, out)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+RAMPS = "ramps"
+
+
 class Exits(nn.Module):
     """All that was trained for the exits of one stack.
 
     heads: one `Head` for each of the depths 1..n-1, or none (then the model's own read-out answers at every depth); depth n is always the
-    model's own. parts: what a method needs besides, by name. made_by: the name of the method whose file builds this kind. about: what its
-    `exits` is given besides the shape to build them again, as JSON has it.
+    model's own. parts: what a method needs besides, by name; one called 'ramps' speaks for a decoder (see `Ramps`). made_by: the name of
+    the method whose file builds this kind. about: what its `exits` is given besides the shape to build them again, as JSON has it.
     """
 
     def __init__(self, shape: Shape, heads: bool = True, **parts: nn.Module) -> None:
@@ -61,6 +89,16 @@ class Exits(nn.Module):
         self.about: dict[str, Any] = {}
         self.heads = nn.ModuleList(Head(shape) for _ in range(shape.layers - 1 if heads else 0))
         self.parts = nn.ModuleDict(parts)
+
+    @property
+    def ramps(self) -> nn.Module | None:
+        """What speaks for a decoder's exits; None where the model's own head reads its states as they are."""
+        return self.parts[RAMPS] if RAMPS in self.parts else None  # noqa: SIM401 - a ModuleDict's own `get` is not typed
+
+
+def heads_or_ramps(shape: Shape) -> Exits:
+    """A head after each layer but the last of a classifier; ramps for a decoder."""
+    return Exits(shape) if shape.classes else Exits(shape, heads=False, ramps=Ramps(shape))
 
 
 def save(exits: Exits, folder: Path, base: dict[str, Any]) -> Path:

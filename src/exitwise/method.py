@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,8 @@ class Method:
 
     presets: name -> settings, for what a paper says or its code does. A preset 'x-answer' is 'x' for answers that one pass decides.
     exits: builds what the method trains, for a shape (and what `Exits.about` tells besides); None trains nothing of its own. objective:
-    its training objective. frozen: the base is not trained with it.
+    its training objective. frozen: the base is not trained with it. sweep: for a method without thresholds, settings of all costs, each
+    with the mean depths that it has. control: it shows what others are worth, and is nothing to use.
     """
 
     paper: str
@@ -62,6 +63,8 @@ class Method:
     exits: Callable[..., Exits] | None = None
     objective: Objective | None = None
     frozen: bool = True
+    sweep: Callable[[Mapping[str, int]], Sequence[tuple[Settings, Mapping[str, float]]]] | None = None
+    control: bool = False
 
     def preset(self, name: str | None, kind: str | None = None) -> dict[str, Any]:
         """The settings of a preset, for a kind of task where it has some of its own; none for None. Raises UnknownName."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from exitwise.bench import texts
+from exitwise.bench import written as texts
 from exitwise.bench.prompts import Prompt, read
-from exitwise.bench.texts import agreement, last_number, number_accuracy
+from exitwise.bench.written import agreement, last_number, number_accuracy
 from exitwise.errors import InputError
 
 REAL = Path(".data/llm-eval")

@@ -12,7 +12,7 @@ from exitwise.bench import beside, paper, reproduce, tasks
 from exitwise.bench.ask import scores
 from exitwise.bench.at_cost import AtCost, Chosen
 from exitwise.bench.measure import Setup
-from exitwise.bench.rivals import Rivals
+from exitwise.bench.others import Rivals
 from exitwise.bench.ways import engine_for
 from exitwise.cli import app
 from exitwise.cost import etr

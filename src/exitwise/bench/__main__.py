@@ -3,7 +3,7 @@
 Judged on the embedded sample, and, where .data/ holds them, on the held-out splits of Flickr8k and NLVR that
 recipes/shipped/splits.json names.
 A step that fails is recorded and does not stop the others. `--only ofa` means ofa-speed, ofa-load and ofa-parts.
-Run: python -m exitwise.bench [--only demo,caption,answer,speed,front,promise,ofa,training] [--repeats 9]
+Run: python -m exitwise.bench [--only demo,caption,answer,speed,front,promise,rivals,ofa,training] [--repeats 9]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,14 @@ from typing import Any
 
 from ..engine import Engine
 from ..models import shipped_path
-from . import fronts, ofa, promise, record, recording, speed, table, tasks, training
+from . import contest_table, fronts, ofa, promise, record, recording, rivals, speed, table, tasks, training
 from .ask import Asker, load_pair
 from .demo import KEEP
 from .measure import Setup, judge_on
 
 HELDOUT = Path(".data/heldout")
 LEDGERS = Path(".data/ledgers")
+RIVALS = Path(".data/rivals")
 Summary = dict[str, float | None]
 
 
@@ -79,6 +80,15 @@ def promises(folder: Path, out: Path, summary: Summary, asked: promise.Asked) ->
         run.update(promise.simulate(book, asked, _tell))
         summary["promise/violation_rate"] = run["violation_rate"]
         summary["promise/cost_over_hindsight"] = run["cost_over_hindsight"]
+
+
+def against(kinds: Sequence[str], out: Path, summary: Summary, asked: rivals.Asked) -> None:
+    """MuE and its rivals on the shipped model; their exits are trained once, under .data/rivals."""
+    runs = [rivals.run(kind, HELDOUT / kind, out, RIVALS, asked, _tell) for kind in kinds]
+    for run in runs:
+        print(contest_table.render(run))
+        print(run["recommendation"])
+    summary.update(rivals.summary(runs))
 
 
 def figure(key: str, found: str, config: dict[str, Any], measure: Callable[[], dict[str, Any]], out: Path, summary: Summary) -> None:
@@ -138,6 +148,9 @@ def steps(out: Path, summary: Summary, repeats: int, beams: int) -> dict[str, Ca
     folder = HELDOUT / "answer"
     if (folder / "calibration.jsonl").exists() and (folder / "test.jsonl").exists():
         found["promise"] = lambda: promises(folder, out, summary, promise.Asked())
+    here = [kind for kind in tasks.KINDS if all((HELDOUT / kind / f"{split}.jsonl").exists() for split in ("calibration", "test"))]
+    if here:
+        found["rivals"] = lambda: against(here, out, summary, rivals.Asked())
     return found
 
 
@@ -145,7 +158,7 @@ def main() -> int:
     """Runs the steps; 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--only", help="names of steps, with commas: demo, caption, answer, speed, front, promise, ofa, training")
+    parser.add_argument("--only", help="names of steps, with commas: demo, caption, answer, speed, front, promise, rivals, ofa, training")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--beams", type=int, default=1, help="beams of the held-out captions")
     given = parser.parse_args()

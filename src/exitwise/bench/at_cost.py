@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,7 @@ from ..engine import Engine
 from .ask import Asked, Asker
 from .choosing import Tick, alone, ledger, live, replayable, tellable
 from .compare import best_at_cost
+from .recording import recorded
 
 GRID = 200  # thresholds looked at for a mean depth
 SPREAD = 13  # mean depths proposed per stream for a cost
@@ -52,7 +54,7 @@ class Chosen:
 
 class AtCost:
     """Chooses for one engine on one set of items. tied: one threshold for both streams of the encoder. trials: live runs for a cost,
-    where answers cannot be replayed on a ledger."""
+    where answers cannot be replayed on a ledger. parts: where a ledger is kept, part by part, so that its recording can be stopped."""
 
     def __init__(
         self,
@@ -63,8 +65,10 @@ class AtCost:
         tied: bool = False,
         trials: int = 8,
         tick: Tick = lambda _: None,
+        parts: Path | None = None,
     ) -> None:
         self.asker, self.kind, self.items, self.tied, self.trials, self.tick = asker, kind, items, tied, trials, tick
+        self.parts = parts
         self.engine = engine.with_settings(**dict.fromkeys(self._streams(engine), NEVER))
         self.least: int = engine.settings_dict().get("minimum", 1)
         self._runs: list[dict[str, Any]] = []
@@ -97,6 +101,8 @@ class AtCost:
     def _book(self) -> Ledger | None:
         if not (tellable(self.asker, self.kind, self.items) and replayable(self.engine)):
             return None
+        if self.parts is not None:
+            return recorded(self.asker, self.engine, [one.item for one in self.items], self.parts, self.tick)
         return ledger(self.asker, self.engine, self.items, tick=self.tick)
 
     @cached_property

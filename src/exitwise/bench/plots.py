@@ -40,7 +40,7 @@ def colour_of(stream: str, index: int = 0) -> str:
 
 def quality_against_cost(run: dict[str, Any]) -> str:
     """Each way of running as a point with its 95 % interval; curves, where the run holds a sweep, with the front of the static depths."""
-    with _axes(4.4, 4.3) as (axes, out):
+    with axes_of(4.4, 4.3) as (axes, out):
         for name, points in run.get("sweep", {}).items():
             pairs = sorted((100 * (1 - point["etr"]), point["quality"]) for point in points)
             colour = ROW_COLOURS.get(name, "#8a949e")
@@ -71,8 +71,8 @@ def quality_against_cost(run: dict[str, Any]) -> str:
 def exits(row: dict[str, Any]) -> str:
     """Share of rows (for the decoder: of tokens) that left at each depth, one panel a stream."""
     streams = list(row["exits"])
-    with _axes(4.4, 1.28 * len(streams) + 0.5, rows=len(streams), sharex=True) as (panels, out):
-        for index, (axes, stream) in enumerate(zip(_listed(panels), streams)):
+    with axes_of(4.4, 1.28 * len(streams) + 0.5, rows=len(streams), sharex=True) as (panels, out):
+        for index, (axes, stream) in enumerate(zip(listed(panels), streams)):
             counts = row["exits"][stream]
             shares = [100 * count / max(1, sum(counts)) for count in counts]
             depths = range(1, len(counts) + 1)
@@ -88,13 +88,13 @@ def exits(row: dict[str, Any]) -> str:
             axes.set_title(
                 f"{stream}, mean {row['depth'][stream]:.2f} of {len(counts)}", fontsize=11, loc="left", color=colour_of(stream, index)
             )
-        _listed(panels)[-1].set_xlabel("left after layer")
+        listed(panels)[-1].set_xlabel("left after layer")
     return out[0]
 
 
 def saturation(run: dict[str, Any]) -> str:
     """Mean similarity of consecutive states by layer and stream; the middle half of the rows shaded, thresholds dotted."""
-    with _axes(4.4, 4.3) as (axes, out):
+    with axes_of(4.4, 4.3) as (axes, out):
         deepest = 1
         for index, (stream, curve) in enumerate(run["saturation"].items()):
             layers = range(1, len(curve["mean"]) + 1)
@@ -112,12 +112,12 @@ def saturation(run: dict[str, Any]) -> str:
     return out[0]
 
 
-def _listed(panels: Any) -> Sequence[Any]:
+def listed(panels: Any) -> Sequence[Any]:
     return list(panels.flat) if hasattr(panels, "flat") else [panels]
 
 
 @contextmanager
-def _axes(width: float, height: float, rows: int = 1, **choices: Any) -> Iterator[tuple[Any, list[str]]]:
+def axes_of(width: float, height: float, rows: int = 1, **choices: Any) -> Iterator[tuple[Any, list[str]]]:
     """Axes to draw on, and a list that holds the SVG when the block ends. Inches; the page scales the picture."""
     import matplotlib
 

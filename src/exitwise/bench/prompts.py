@@ -19,7 +19,7 @@ from exitwise.errors import InputError
 
 from .forms.lines import json_lines, opened
 from .items import SKIP, Fault
-from .texts import last_number
+from .written import last_number
 
 HOLDS = "*.jsonl, *.jsonl.gz or *.txt"
 FORM = 'A row is {"prompt": "..."}, {"question": "...", "answer": "..."} or {"turns": ["..."], "category": "..."}.'

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from exitwise.bench import plots
+from exitwise.bench import contest_plots, plots
 
 TASK_TITLES = {"answer": "Choosing an answer", "caption": "Describing a picture"}
 TASK_WORDS = {
@@ -36,9 +36,24 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
     )
     environment.filters |= {"percent": _percent, "macs": _macs, "number": _number, "shade": _shade}
     drawn = [run for run in runs if run.get("rows")]
-    missing = [run for run in runs if not run.get("rows")]
+    contests = [_contest(run) for run in runs if run.get("contest")]
+    missing = [run for run in runs if not run.get("rows") and not run.get("contest")]
     sections = [_section(run) for run in drawn]
-    return environment.get_template("report.html").render(sections=sections, missing=missing, colour=plots.STREAM_COLOURS)
+    page = environment.get_template("report.html")
+    return page.render(sections=sections, contests=contests, missing=missing, colour=plots.STREAM_COLOURS)
+
+
+def _contest(run: dict[str, Any]) -> dict[str, Any]:
+    """What the template needs of a comparison."""
+    return {
+        "run": run,
+        "title": TASK_TITLES.get(run["task"]["kind"], "Telling classes apart"),
+        "cheapest": {line["name"]: min(1 - p["etr"] for p in line["points"]) for line in run["contest"] if line["points"]},
+        "layers": contest_plots.fronts(run, "etr"),
+        "macs": contest_plots.fronts(run, "macs"),
+        "areas": contest_plots.areas(run),
+        "exits": contest_plots.exits(run),
+    }
 
 
 def _section(run: dict[str, Any]) -> dict[str, Any]:

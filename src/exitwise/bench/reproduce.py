@@ -19,8 +19,8 @@ from . import differences, paper, record, tasks
 from .ask import Asked, Asker
 from .at_cost import AtCost
 from .measure import Setup, measure
+from .others import Rivals
 from .paper import Line, PaperTable
-from .rivals import Rivals
 from .ways import Way, engine_for
 
 MAIN, BASE, TINY, PLAIN, FUSED = "checkpoint", "base", "tiny", "without-layerwise", "without-decomposition"

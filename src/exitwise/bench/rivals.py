@@ -1,94 +1,104 @@
-"""Another method's row of a paper's table: its exits given, or trained on the frozen model where it has any to train there.
+"""The shipped model under MuE and under its rivals: fronts on held-out items, and by how much MuE's area differs from the best rival's.
 
-On a decoder most methods have none: the model's own head reads the state after each layer. What a row took is put down for the record.
+DeeBERT's and PABEE's ramps, DeeCap's and CALM's classifier are trained here, on the frozen shipped model, within a few minutes: captions
+on training captions of Flickr8k; answers on the second half of the calibration split, which the base has not seen either. The first half
+chooses settings, the test split judges. Stopped, it goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .. import methods
 from ..engine import Engine
-from ..heads import Exits
-from ..kept import fingerprint
-from ..train import Settings, train
-from ..train.exits import Labelled, Learner
-from ..train.recipe import Recipe
-from .ask import Asker
-from .course import Course, device_of
-from .tasks import Task
+from . import tasks
+from .areas import gain
+from .ask import Asker, load_pair
+from .choosing import Tick
+from .contest import Contest, Wish
+from .entries import entries, named
+from .lessons import digest, of_pictures
+from .schooling import Schooling, trainable, trained
+from .subjects import Pictures
 
-ROWS, RATE = 16, 1e-3
+OURS = "mue"
+LEARNT = ("deebert", "pabee", "deecap", "calm")
+ALL = f"{OURS},{','.join(LEARNT)},static,random,oracle"
+FLICKR = Path(".data/flickr8k")
 
 
-@dataclass
-class Rivals:
-    """How the exits of other methods come about. lessons: the items to learn from, read only where something is learnt. folder: where
-    trainings are kept, to be resumed. given: method -> a folder of `Engine.save`. about: method -> what was done."""
+@dataclass(frozen=True)
+class Asked:
+    """seconds: of training each method's exits. held, judged, learnt: most items to choose on, to judge on, to learn from."""
 
-    lessons: Callable[[], Task]
-    folder: Path
-    steps: int = 300
+    seconds: float = 60.0
+    held: int = 600
+    judged: int = 1500
+    learnt: int = 1500
+    points: int = 8
+    keep: float = 0.99
+    timed: int = 24
     seed: int = 0
-    given: Mapping[str, Path] = field(default_factory=dict)
-    about: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def missing(self, name: str) -> str | None:
-        """Why a method cannot be run, if it cannot."""
-        return None if name in methods.names() else f"this version has no method {name!r} (`exitwise methods` lists those it has)"
-
-    def engine(self, asker: Asker, name: str) -> Engine:
-        """The method on this model, with its exits. Raises CheckpointError and FingerprintError for given ones that do not fit."""
-        if name in self.given:
-            engine = Engine.load(self.given[name], asker.model)
-            self.about[name] = {"given": str(self.given[name]), "trained": 0, "parameters": _size(engine.exits)}
-            return engine
-        method = methods.load(name)
-        exits = Engine(asker.model, name).fresh_exits(self.seed) if method.exits is not None else None
-        if exits is None or method.objective is None or not _size(exits):
-            self.about[name] = {"given": None, "trained": 0, "parameters": 0}
-            return Engine(asker.model, name)
-        items = self._learn(asker, name, exits, method.objective)
-        engine = Engine(asker.model, name, exits=exits)
-        self.about[name] = {"given": None, "trained": self.steps, "parameters": _size(exits), "items": items}
-        engine.save(self._place(asker, name) / "saved")
-        return engine
-
-    def _place(self, asker: Asker, name: str) -> Path:
-        """One folder for each model and method."""
-        return self.folder / f"exits-{name}-{fingerprint(asker.model)['sha256'][:12]}"
-
-    def _learn(self, asker: Asker, name: str, exits: Exits, objective: Any) -> int:
-        """Trains the exits in place, the model frozen, or takes up where it was; how many items there were."""
-        task, engine, model = self.lessons(), Engine(asker.model, name), asker.model
-        course = Course(task, asker.processor, Recipe(rows=min(ROWS, len(task.items))), self.seed)
-        home, wanted = device_of(model), {each: each.requires_grad for each in model.parameters()}
-        learner = Learner(model, engine.family, exits, frozen=True).to("cuda" if torch.cuda.is_available() else home)
-        there = device_of(learner)
-
-        def batch(step: int) -> Labelled:
-            lesson = course.batch(step).to(there)
-            return Labelled({**lesson.inputs, "use_cache": False}, lesson.labels, step)
-
-        learnt = {"method": name, "items": len(task.items), "split": task.split, "task": task.kind}
-        settings = Settings(
-            self._place(asker, name), steps=self.steps, lr=RATE, warmup=min(20, self.steps // 10), seed=self.seed, learnt=learnt
-        )
-        try:
-            train(exits, batch, lambda _, batch: objective(learner, batch), settings)  # only the exits are in the checkpoints
-        finally:
-            learner.to(home)
-            for each, wants in wanted.items():
-                each.requires_grad_(wants)
-            exits.eval()
-        return len(task.items)
 
 
-def _size(exits: Exits | None) -> int:
-    """Parameters of exits."""
-    return 0 if exits is None else sum(each.numel() for each in exits.parameters())
+def splits(kind: str, folder: Path, asked: Asked) -> dict[str, tasks.Task]:
+    """'held', 'judged' and 'learnt', which share no item."""
+    held, judged = (tasks.load(kind, folder, split) for split in ("calibration", "test"))
+    if kind == "caption" and (FLICKR / "train.jsonl").exists():
+        learnt = tasks.load(kind, FLICKR, "train", limit=asked.learnt)
+        return {"held": held.first(asked.held), "judged": judged.first(asked.judged), "learnt": learnt}
+    half = len(held.items) // 2
+    return {
+        "held": held.first(min(half, asked.held)), "judged": judged.first(asked.judged),
+        "learnt": replace(held, items=held.items[half:][: asked.learnt]),
+    }  # fmt: skip
+
+
+def exits_of(asker: Asker, kind: str, task: tasks.Task, asked: Asked, work: Path, tick: Tick) -> dict[str, Engine]:
+    """method -> an engine with exits trained on these items."""
+    found, batch = {}, None
+    for name in LEARNT:
+        engine = trainable(asker.model, name)
+        school = Schooling(seconds=asked.seconds, seed=asked.seed, data=digest(task.items))
+        folder = work / kind / name
+        if batch is None:
+            tick(f"{kind}: items to learn from")
+            batch = of_pictures(asker, task, asked.seed)
+        tick(f"{kind}: exits of {name}")
+        trained(engine, batch, folder, school)
+        found[name] = engine
+    return found
+
+
+def run(kind: str, folder: Path, out: Path, work: Path, asked: Asked, tick: Tick = lambda _: None) -> dict[str, Any]:
+    """The comparison's record, with 'gain': MuE's area minus the best rival's, for layers and for MACs."""
+    asker = Asker(*load_pair(None))
+    parts = splits(kind, folder, asked)
+    exits = exits_of(asker, kind, parts["learnt"], asked, work, tick)
+    subject = Pictures(asker, parts["held"], parts["judged"], f"held-out {kind}", tick)
+    able, unable = entries(subject, named(ALL), exits)
+    wish = Wish(keep=asked.keep, points=asked.points, timed=asked.timed, seed=asked.seed, examples=0)
+    learnt = {"learnt": len(parts["learnt"].items), "learnt_from": parts["learnt"].file.name, "seconds_of_training": asked.seconds}
+    found = Contest(subject, wish, out, tick, f"rivals-{kind}").run(able, unable, **learnt)
+    return found
+
+
+def gains(run: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """Unit -> MuE's area minus that of the best rival, with its interval."""
+    rivals = [line["name"] for line in run["contest"] if line["method"] != OURS]
+    return {unit: gain(found, OURS, rivals) for unit, found in run["comparison"].items()}
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The flat figures: of each task, and the lesser of the tasks' gains under the key without a task."""
+    out: dict[str, float | None] = {}
+    found = {run["task"]["kind"]: gains(run)["etr"] for run in runs}
+    for kind, one in found.items():
+        for end, key in (("", "value"), ("/low", "low"), ("/high", "high")):
+            out[f"mue/{kind}/front_gain_over_best_rival{end}"] = None if one is None else one[key]
+    least = min((one for one in found.values() if one is not None), key=lambda one: one["value"], default=None)
+    for end, key in (("", "value"), ("/low", "low"), ("/high", "high")):
+        out[f"mue/front_gain_over_best_rival{end}"] = None if least is None else least[key]
+    return out

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options
+from .comparing import Asked
 from .saying import NOT_MET, as_json, guarded, note, show
 
 Results = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the JSON of runs goes.")]
@@ -39,17 +40,32 @@ def demo(
 
 @guarded
 def bench(
-    task: options.Task = ...,  # type: ignore[assignment]
+    subject: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="'shipped', or a folder; the same as --model.")] = None,
+    task: Annotated[
+        options.Kind | None, typer.Option(help="'caption' describes an image; 'answer' chooses among candidates. A classifier has none.")
+    ] = None,
     data: options.Data = ...,  # type: ignore[assignment]
     model: Annotated[
         str, typer.Option(metavar="MODEL", help="'shipped', or the folder of a unified model, such as OUT/export.")
     ] = "shipped",
-    exits: options.Exits = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Compare methods instead: 'all', or names with commas. The model may be a classifier."),
+    ] = None,
+    exits: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER", help="Exits that were saved. With --methods NAME=FOLDER, or a folder of such folders; may be repeated."
+        ),
+    ] = None,
     split: options.Split = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="SPLIT", help="Choose thresholds on this split or folder. Without it: the embedded one.")
     ] = None,
     keep: Annotated[float, typer.Option(help="Share of full depth's quality to keep when thresholds are chosen.")] = 0.99,
+    margin: Annotated[float, typer.Option(min=0, help="With --methods: standard errors by which it must be kept.")] = 0.0,
+    points: Annotated[int, typer.Option(min=2, help="With --methods: settings of each method, along its front.")] = 8,
+    timed: Annotated[int, typer.Option(min=0, help="With --methods: items on the clock; 0 measures no time.")] = 24,
     preset: options.Preset = None,
     beams: options.Beams = 1,
     limit: options.Limit = None,
@@ -60,10 +76,17 @@ def bench(
     seed: options.Seed = 0,
     as_object: options.Json = False,
 ) -> None:
-    """Judge a unified model on your own images: full depth, exits, static depth and random exits at equal cost.
+    """Judge a model on your own data: a unified model's exits, or with --methods every method that fits, side by side.
 
     Give --exits to judge exits that you saved; otherwise thresholds are chosen
     on --calibration. One JSON run goes to --out; `exitwise report` draws it.
+
+    With --methods, every method that fits MODEL (the unified one, or what
+    AutoModelForSequenceClassification loads) is run at several settings that
+    are chosen on the split `calibration` and judged on `test`: fronts of
+    quality against cost, the area under each, paired tests, a recommendation.
+    Stop it at any time; the same command goes on. A method that does not fit
+    is named with its reason.
 
     \b
     FOLDER holds images/ and a *.jsonl with one row a line:
@@ -72,31 +95,75 @@ def bench(
       {"image": "c.jpg", "hypothesis": "A dog runs.", "label": "neutral"}
 
     \b
-    Example:
+    FOLDER of a classifier holds calibration.jsonl and test.jsonl (or *.tsv):
+      {"text": "a fine film", "label": "positive"}
+
+    \b
+    Examples:
       exitwise bench --task caption --data pictures --split test --skip-bad
+      exitwise bench shipped --methods all --task answer --data pictures
+      exitwise bench my_classifier --methods all --data reviews --exits exits
     """
+    asked = Asked(subject or model, task and task.value, data, split, calibration, limit, skip_bad, add_caption, beams, seed)
+    if methods is not None:
+        _compared(asked, methods, exits or [], {"keep": keep, "margin": margin, "points": points, "timed": timed}, preset, out, as_object)
+    else:
+        _judged(asked, _one(exits), keep, preset, strict, out, as_object)
+
+
+def _one(exits: list[str] | None) -> Path | None:
+    """The one folder of exits that is judged as it is. Raises KnobError for several."""
+    from ..errors import KnobError
+
+    if exits is not None and len(exits) > 1:
+        raise KnobError(f"--exits was given {len(exits)} times. Several are for --methods; without it, give one folder.")
+    return Path(exits[0]) if exits else None
+
+
+def _compared(asked: Asked, methods: str, exits: list[str], wish: dict[str, Any], preset: str | None, out: Path, as_object: bool) -> None:
+    """`bench --methods`."""
+    from ..bench.contest import Wish
+    from ..errors import KnobError
+    from .comparing import compare, say
+
+    if preset is not None:
+        raise KnobError("--preset is for one method. Leave it out with --methods.")
+    if not 0 < wish["keep"] <= 1:
+        raise KnobError(f"--keep {wish['keep']} is not a share. Allowed: above 0, at most 1.")
+    record = compare(asked, methods, exits, Wish(**wish, seed=asked.seed), out)
+    if as_object:
+        as_json(record)
+    else:
+        say(record, out)
+
+
+def _judged(asked: Asked, exits: Path | None, keep: float, preset: str | None, strict: bool, out: Path, as_object: bool) -> None:
+    """`bench` of the unified model's exits."""
     from .. import methods
     from ..errors import KnobError
     from .loading import unified, where
 
+    if asked.task is None:
+        raise KnobError("The task is not said. Give --task caption or answer; or compare methods on a classifier with --methods all.")
     methods.load("mue").preset(preset)
     if exits is not None and preset is not None:
         raise KnobError(f"--exits has its settings with it, so --preset {preset} says them twice. Leave one of them out.")
-    if model == "shipped":
-        where(model)
+    own = None if asked.model == "shipped" else asked.model
+    if own is None:
+        where(asked.model)
     else:
-        unified(model, "bench")
+        unified(asked.model, "bench")
     from tqdm.auto import tqdm
 
     from ..bench import table
     from ..bench.choosing import telling
     from ..bench.measure import judge
 
-    with tqdm(desc=task.value, unit="step", file=sys.stderr, mininterval=0.5) as bar:
+    with tqdm(desc=asked.task, unit="step", file=sys.stderr, mininterval=0.5) as bar:
         record = judge(
-            task.value, data, model=None if model == "shipped" else model, exits=exits, split=split, calibration=calibration, limit=limit,
-            skip_bad=skip_bad, add_caption=add_caption, out=out, seed=seed, keep=keep, preset=preset, beams=beams,
-            tick=telling(bar, f"{task.value}: "),
+            asked.task, asked.data, model=own, exits=exits, split=asked.split, calibration=asked.calibration, limit=asked.limit,
+            skip_bad=asked.skip_bad, add_caption=asked.add_caption, out=out, seed=asked.seed, keep=keep, preset=preset, beams=asked.beams,
+            tick=telling(bar, f"{asked.task}: "),
         )  # fmt: skip
     skipped = record["task"]["skipped"]
     if as_object:
@@ -135,7 +202,7 @@ def report(
 
     if not results.is_dir():
         raise InputError(f"The folder {results} does not exist. Give one that `exitwise demo` or `exitwise bench` wrote its runs to.")
-    runs = [run for run in record.latest(results) if run.get("rows") and run.get("task")]
+    runs = [run for run in record.latest(results) if (run.get("rows") or run.get("contest")) and run.get("task")]
     if not runs:
         raise InputError(f"{results} holds no finished run with a table. Make one with `exitwise demo` or `exitwise bench`.")
     page = write(runs, out or results / "report.html")

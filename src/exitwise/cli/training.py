@@ -76,10 +76,10 @@ def train(
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many validations without a better loss.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Train a language model on texts (*.txt) or chats (*.jsonl) as this paper does; see --methods."),
+        typer.Option(metavar="NAMES", help="Train these exits on the model as it is; a language model: as this paper does (--methods)."),
     ] = None,
     methods: Annotated[
-        bool, typer.Option("--methods", help="List the trainings for --method and end.", is_eager=True, callback=_list_methods)
+        bool, typer.Option("--methods", help="List the trainings of language models and end.", is_eager=True, callback=_list_methods)
     ] = False,
     tokens: Annotated[int, typer.Option(min=2, help="With --method: most tokens in a row.")] = 512,
     lora: Annotated[int, typer.Option(min=0, metavar="RANK", help="With --method: low-rank updates by peft; 0 trains all weights.")] = 0,
@@ -98,6 +98,13 @@ def train(
     another configuration is refused. It ends with OUT/export, which every other
     command takes as MODEL. Several devices: accelerate launch -m exitwise train.
 
+    With --method the model stays as it is, and only the exits of these methods
+    are trained, each for --steps or --seconds (300 without either); MODEL may
+    then be a classifier of texts, with FOLDER/train.jsonl or train.tsv. Each
+    method's engine goes to OUT/NAME, for `exitwise bench --methods`. A language
+    model is trained as the paper of one method does, on texts (*.txt) or chats
+    (*.jsonl), and becomes an ordinary checkpoint.
+
     \b
     Examples:
       exitwise train --task caption --data pictures --split train
@@ -106,21 +113,22 @@ def train(
                      --validation dev --set rows=2
       exitwise calibrate mine/export --task caption --data pictures
                      --split val --out exits
-      exitwise train MODEL --method soft --data chats.jsonl --steps 500
+      exitwise train my_classifier --method deebert,pabee --data reviews
+                     --out exits
+      exitwise train smollm2 --method soft --data chats.jsonl --steps 500
                      --set depths=[8,16,24,30] --out sorted
     """
     ends = {"steps": steps, "seconds": seconds, "warmup": warmup, "patience": patience, "validate_every_s": validate_every, "bf16": bf16}
-    if method is not None:
+    if method is not None and _writes(model):
         foreign = {
-            "--task": task,
-            "--recipe": recipe,
-            "--split": split,
-            "--epochs": epochs,
-            "--weights": weights,
-            "--add-caption": add_caption,
-        }
+            "--task": task, "--recipe": recipe, "--split": split, "--epochs": epochs, "--weights": weights, "--add-caption": add_caption
+        }  # fmt: skip
         lesson = Lesson(model, method, data, out, options.knobs(values), ends, rows or 8, tokens, lora, validation, lr or 1e-4, seed)
-        show_taught(lesson, [name for name, value in foreign.items() if value is not None], as_object)
+        return show_taught(lesson, [name for name, value in foreign.items() if value is not None], as_object)
+    if method is not None:
+        asked = Asked(model, data, split, validation, skip_bad, seed)
+        refused = {"recipe": recipe, "set": values, "weights": weights, "epochs": epochs, "validation": validation, "bf16": bf16 or None}
+        _taught(method, asked, task and task.value, {"steps": steps, "seconds": seconds, "lr": lr}, refused, out, as_object)
         return
     flags = {"lr": lr, "rows": rows, "epochs": epochs, "weights": weights and weights.value, "add_caption": add_caption}
     chosen = _recipe(recipe, task and task.value, values, {name: value for name, value in flags.items() if value is not None})
@@ -133,6 +141,35 @@ def train(
     else:
         show(f"{done['steps']} steps, {done['seconds']:.0f} s. The {done['exported']} weights are in {done['export']}.")
         show(f"Next: exitwise calibrate {done['export']} --task {chosen.task} --data {data} --out {out / 'exits'}")
+
+
+def _writes(model: str) -> bool:
+    """Whether MODEL is a language model on this disk."""
+    from ..pretrained import config_of, is_language_model, source_of
+
+    return Path(model).exists() and Path(model).suffix != ".pt" and is_language_model(config_of(source_of(model)))
+
+
+def _taught(names: str, asked: Asked, task: str | None, ends: dict[str, Any], refused: dict[str, Any], out: Path, as_object: bool) -> None:
+    """`train --method`. Raises KnobError for options of the other kind of training."""
+    from ..bench.schooling import Schooling
+    from ..errors import KnobError
+    from .comparing import Asked as Compared
+    from .comparing import teach
+
+    if wrong := [f"--{name}" for name, value in refused.items() if value]:
+        raise KnobError(f"{', '.join(wrong)} is for training the model. Leave it out with --method, which leaves the model as it is.")
+    if ends["steps"] is None and ends["seconds"] is None:
+        ends["seconds"] = 300.0
+    given = Compared(asked.model, task, asked.data, asked.split, skip_bad=asked.skip_bad, seed=asked.seed)
+    done = teach(given, names, Schooling(**ends, seed=asked.seed), out)
+    if as_object:
+        as_json({"exits": done})
+        return
+    for name, folder in done.items():
+        show(f"{name}: {folder}")
+    said = "" if task is None else f" --task {task}"
+    show(f"Next: exitwise bench {asked.model} --methods all{said} --data {asked.data} --exits {out}")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ last layer answers (`objective`: cross-entropy balanced over the two classes, me
 above lambda_t. Two decays are known: 'paper', clip(0.9 lambda + 0.1 exp(-tau t / N), 0, 1), and 'released', lambda (0.9 + 0.1 exp(-tau t /
 N)). The model itself is trained by `train.losses.layerwise` with weights 'linear'. Differs: rows of a batch leave one by one unless
 batch='min'; a threshold of 1 or more never leaves, whatever the decay makes of it.
+Of the two oracles of the released code, preset 'oracle-cache' is the first: an exit's words with a true cache (skipped layers' keys and
+values are made exactly); what it gains over the default is what propagated ones cost. The second, full depth's words with propagated keys
+and values, is not here.
 """
 
 from __future__ import annotations
@@ -115,6 +118,7 @@ METHOD = Method(
         RANK,
     ),
     calibrated=("decoder",),
+    presets={"oracle-cache": {"keys_values": "recompute"}},
     exits=lambda shape: Exits(shape, heads=False, ready=nn.Linear(shape.width, 1)),
     objective=objective,
     frozen=True,

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..heads import Exits
+from ..heads import heads_or_ramps
 from ..method import STREAMS, Knob, Method, Settings, reading_knobs, reading_plan
 from ..reading import Reading, View, certainty
 from ..run.cache import POLICIES
@@ -55,7 +55,7 @@ METHOD = Method(
         Knob("keys_values", "propagate", "what becomes of a decoder's keys and values of skipped layers", choices=POLICIES),
     ),
     calibrated=STREAMS,
-    exits=lambda shape: Exits(shape, heads=shape.classes > 0),
+    exits=heads_or_ramps,
     objective=objective,
     frozen=True,
 )

@@ -23,4 +23,4 @@ def plan(settings: Settings, layers: Mapping[str, int]) -> Plan:
     return Plan({stream: Hindsight()}, decompose=False)
 
 
-METHOD = Method(paper="none: a control", about="in hindsight, the first depth that answers as full depth does", plan=plan)
+METHOD = Method(paper="none: a control", about="in hindsight, the first depth that answers as full depth does", plan=plan, control=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KnobError
-from ..heads import Exits
+from ..heads import heads_or_ramps
 from ..method import STREAMS, Knob, Method, Settings, reading_knobs, reading_plan
 from ..reading import Reading, View
 from ..run.cache import POLICIES
@@ -69,7 +69,7 @@ METHOD = Method(
         Knob("keys_values", "propagate", "what becomes of a decoder's keys and values of skipped layers", choices=POLICIES),
     ),
     calibrated=STREAMS,
-    exits=lambda shape: Exits(shape, heads=shape.classes > 0),
+    exits=heads_or_ramps,
     objective=objective,
     frozen=False,
 )

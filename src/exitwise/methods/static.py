@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from ..criteria import Fixed
@@ -18,10 +19,18 @@ def plan(settings: Settings, layers: Mapping[str, int]) -> Plan:
     return Plan(rules, decompose=settings["decompose"], policy=settings["keys_values"])
 
 
+def sweep(layers: Mapping[str, int]) -> list[tuple[Settings, Mapping[str, float]]]:
+    """All combinations of depths."""
+    combos = itertools.product(*(range(1, n + 1) for n in layers.values()))
+    found = [dict(zip(layers, combo, strict=True)) for combo in combos]
+    return [(depths, {s: float(d) for s, d in depths.items()}) for depths in found]
+
+
 METHOD = Method(
     paper="none: a baseline",
     about="every row of a stream leaves at the same fixed depth",
     plan=plan,
+    sweep=sweep,
     knobs=(
         *(Knob(stream, None, _DEPTH, 1, 1000) for stream in ("image", "text", "audio", "decoder")),
         Knob("decompose", True, "streams walk the encoder apart", choices=(True, False)),

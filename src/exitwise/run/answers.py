@@ -12,7 +12,7 @@ from ..criteria import Step
 from ..errors import FamilyError, InputError
 from ..heads import Exits, Said
 from ..reading import View
-from ..stack import Family, Stack
+from ..stack import Family, Stack, reach
 
 
 class Answers:
@@ -20,15 +20,15 @@ class Answers:
 
     def __init__(self, model: nn.Module, family: Family, exits: Exits | None, counted: Callable[[], None]) -> None:
         self.model, self.family, self.exits, self.counted = model, family, exits, counted
-        self.left: list[tuple[list[int], Tensor]] = []
-        self.rows = 0
+        self.left: list[tuple[list[int], list[int], Tensor]] = []
+        self.rows, self.reading = 0, False
+        self.ramps: Any = None if exits is None else exits.ramps
         self.parts = exits.parts if exits is not None else nn.ModuleDict()
         self.cheaply: Callable[[Tensor], Tensor] | None = None  # reads states (rows, tokens, width) of a language model's exits instead
 
-    @property
-    def trained(self) -> bool:
-        """Whether exits have heads of their own."""
-        return self.exits is not None and len(self.exits.heads) > 0
+    def trained(self, stack: Stack) -> bool:
+        """Whether exits of this stack say something of their own: heads for a classifier's encoder, ramps for a decoder."""
+        return self.ramps is not None if stack.kind == "decoder" else self.exits is not None and len(self.exits.heads) > 0
 
     def begin(self, rows: int) -> None:
         """A new call of the model, with so many rows."""
@@ -38,10 +38,13 @@ class Answers:
              candidates: tuple[int, ...] | None) -> View:  # fmt: skip
         """What a rule sees. pair: states (rows, tokens, width) before and after the layer; places: the token that is read, of each row."""
         before, token = (state_at(state, places) for state in pair)
-        return View(at, token, before, lambda: self.read(stack, at.layer, pair[1], token, candidates), memory, self.parts)
+        return View(at, token, before, lambda: self.read(stack, at, pair[1], token, memory, candidates), memory, self.parts)
 
-    def read(self, stack: Stack, layer: int, state: Tensor, token: Tensor, candidates: tuple[int, ...] | None = None) -> Said:
+    def read(
+        self, stack: Stack, at: Step, state: Tensor, token: Tensor, memory: dict[str, Tensor], candidates: tuple[int, ...] | None = None
+    ) -> Said:
         """What the exit after this layer says of these rows; restricted to `candidates` if there are any."""
+        layer = at.layer
         if self.exits is not None and 1 <= layer <= len(self.exits.heads):
             self.counted()
             said: Said = self.exits.heads[layer - 1](token)
@@ -53,29 +56,48 @@ class Answers:
             raise FamilyError(
                 f"Nothing reads a state of {type(self.model).__name__}. Give its family a `readout`, or train exits with heads."
             )
-        logits = readout(self.model, state if stack.kind == "encoder" else token[:, None])
+        if stack.kind == "decoder" and self.ramps is not None and layer < at.layers:
+            token = self.ramps(layer, token, memory)
+        self.reading = True  # the head that is asked here is the one in whose place exits answer
+        try:
+            logits = readout(self.model, state if stack.kind == "encoder" else token[:, None])
+        finally:
+            self.reading = False
         if stack.kind != "encoder":
             logits = logits[:, 0]
         if logits.dim() != 2:
             raise FamilyError(f"{type(self.model).__name__} answers {tuple(logits.shape)}, not once a row: no exit can be judged by it.")
         return Said(token, logits if candidates is None else logits[:, _checked(candidates, logits.shape[1])])
 
-    def leave(self, rows: Sequence[int], logits: Tensor) -> None:
-        """These rows (numbers in the batch) left early with these answers."""
-        self.left.append((list(rows), logits))
+    def leave(self, rows: Sequence[int], logits: Tensor, places: Sequence[int] = ()) -> None:
+        """These rows (numbers in the batch) left early with these answers. places: of a decoder, the token that was read, from the end."""
+        self.left.append((list(rows), list(places), logits))
 
     def put(self, module: nn.Module, args: Any, output: Any) -> Any:
         """A hook on the model's classifier: rows that left early get their exit's answer, the others keep their own, untouched."""
-        if not self.left:
+        if not self.left or self.reading:
             return None
+        if self.ramps is not None:
+            return self._put_words(module, output)
         if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != self.rows:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise FamilyError(
                 f"{type(module).__name__} gave {shape}, not one answer for each of {self.rows} rows: exits cannot speak for it."
             )
         out = output.clone()
-        for rows, logits in self.left:
+        for rows, _, logits in self.left:
             out[torch.tensor(rows, device=out.device)] = logits.to(out)
+        self.left = []
+        return out
+
+    def _put_words(self, module: nn.Module, output: Any) -> Tensor:
+        """The same for a decoder: the token that was read gets what its ramp said, all others keep their own."""
+        if not isinstance(output, Tensor) or output.dim() != 3 or output.shape[0] != self.rows:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise FamilyError(f"{type(module).__name__} gave {shape}, not logits of tokens of {self.rows} rows: exits cannot speak here.")
+        out = output.clone()
+        for rows, places, logits in self.left:
+            out[torch.tensor(rows, device=out.device), torch.tensor(places, device=out.device)] = logits.to(out)
         self.left = []
         return out
 
@@ -87,6 +109,18 @@ def state_at(state: Tensor, places: Tensor | int) -> Tensor:
     return state[torch.arange(len(places), device=state.device), places]
 
 
+def head_of(model: nn.Module, family: Family) -> nn.Module | None:
+    """The module that makes logits: what the family names, its classifier, or what the model's `get_output_embeddings` gives."""
+    if family.head is not None:
+        return reach(model, family.head)
+    classifier = family.classifier_of(model)
+    if classifier is not None:
+        return classifier
+    find: Any = getattr(model, "get_output_embeddings", None)
+    head = find() if find is not None else None
+    return head if isinstance(head, nn.Module) else None
+
+
 def _checked(candidates: tuple[int, ...], most: int) -> list[int]:
     if not all(0 <= c < most for c in candidates):
         raise InputError(f"Candidates {list(candidates)} are outside the answers 0..{most - 1} of this model.")
@@ -94,10 +128,15 @@ def _checked(candidates: tuple[int, ...], most: int) -> list[int]:
 
 
 def placed(model: nn.Module, family: Family, exits: Exits) -> nn.Module | None:
-    """The classifier in whose place the heads answer; None if these exits have no heads.
+    """The classifier in whose place the heads answer, or the head in whose place ramps do; None if these exits have neither.
 
-    Raises FamilyError where exits with heads have no place to answer.
+    Raises FamilyError where they have no place to answer.
     """
+    if exits.ramps is not None:
+        stacks, head = family.stacks_of(model), head_of(model, family)
+        if head is None or all(stack.kind != "decoder" for stack in stacks):
+            raise FamilyError(f"Exits with ramps speak for a decoder with a head of its own, which {type(model).__name__} has not.")
+        return head
     if not len(exits.heads):
         return None
     stacks = family.stacks_of(model)

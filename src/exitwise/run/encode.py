@@ -64,8 +64,8 @@ class Walker:
             return
         for i in going:
             self.depth[self.rows[i]] = layer
-        if layer < at.layers and self.session.answers.trained:
-            self._answer(going, after, layer)
+        if layer < at.layers and self.session.answers.trained(self.stack):
+            self._answer(going, after, at)
         if len(going) == self.of:
             self.result, self.rows = after, []
             return
@@ -83,15 +83,24 @@ class Walker:
         self.state = after.index_select(0, kept)
         self.memory = {name: value.index_select(0, kept) for name, value in self.memory.items()}
 
-    def _answer(self, going: list[int], after: Tensor, layer: int) -> None:
+    def _answer(self, going: list[int], after: Tensor, at: Step) -> None:
         """What the head of this exit says of the rows that leave: as the rule has read it, or read now for these rows alone."""
         answers, index = self.session.answers, torch.tensor(going, device=after.device)
-        if self.view is not None and self.view.at.layer == layer and self.view.was_read:
+        places = self._places_from_end(going, after.shape[1])
+        if self.view is not None and self.view.at.layer == at.layer and self.view.was_read:
             logits = self.view.said.logits.index_select(0, index)
         else:
             state = after.index_select(0, index)
-            logits = answers.read(self.stack, layer, state, state[:, 0]).logits
-        answers.leave([self.rows[i] for i in going], logits)
+            token = state[torch.arange(len(going), device=state.device), torch.tensor(places, device=state.device)]
+            memory = {name: value.index_select(0, index) for name, value in self.memory.items()}
+            logits = answers.read(self.stack, at, state, token, memory).logits
+        answers.leave([self.rows[i] for i in going], logits, places)
+
+    def _places_from_end(self, going: list[int], tokens: int) -> list[int]:
+        """The token that is read of each of these rows (places among those that walk), counted from the end: -1 is the last."""
+        place = self._place(self._own_mask())
+        found = [place] * len(going) if isinstance(place, int) else [int(place[i]) for i in going]
+        return [p if p < 0 else p - tokens for p in found]
 
     def _ready(self, before: Tensor, after: Tensor, at: Step) -> list[bool]:
         """Which of the walking rows leave after this layer. At most one host synchronisation, and none where nothing is in doubt."""
@@ -126,9 +135,14 @@ class Walker:
         return self.rule.measure(self.view)
 
     def _view(self, before: Tensor, after: Tensor, at: Step, mask: Tensor | None) -> View:
-        plan, decoder = self.session.plan, self.stack.kind == "decoder"
-        place = 0 if not decoder else plan.place if plan.place is not None else -1 if mask is None else last_real(mask)
-        return self.session.answers.view(self.stack, at, (before, after), place, self.memory, plan.candidates if decoder else None)
+        candidates = self.session.plan.candidates if self.stack.kind == "decoder" else None
+        return self.session.answers.view(self.stack, at, (before, after), self._place(mask), self.memory, candidates)
+
+    def _place(self, mask: Tensor | None) -> Tensor | int:
+        """The token that is read: an encoder's first; a decoder's last, or where the plan says."""
+        if self.stack.kind != "decoder":
+            return 0
+        return self.session.plan.place if self.session.plan.place is not None else -1 if mask is None else last_real(mask)
 
     def _look_back(self, before: Tensor, after: Tensor, at: Step) -> None:
         """Notes what this exit says; after the last layer, each row gets the first state whose answer was the last one's."""
@@ -143,8 +157,8 @@ class Walker:
                 self.result = after.new_zeros((self.of, *after.shape[1:]))
             state, logits = self.seen[depth - 1]
             self.result[row] = state[i]
-            if depth < at.layers and self.session.answers.trained:
-                self.session.answers.leave([row], logits[i : i + 1])
+            if depth < at.layers and self.session.answers.trained(self.stack):
+                self.session.answers.leave([row], logits[i : i + 1], self._places_from_end([i], after.shape[1]))
         self.rows = []
 
 

@@ -26,7 +26,7 @@ from ..errors import AttachError, FamilyError, KnobError
 from ..heads import Exits
 from ..stack import Family, Stack, reach
 from ..trace import Trace
-from .answers import Answers, placed
+from .answers import Answers, head_of, placed
 
 if TYPE_CHECKING:
     from ..lm.plan import Decoding
@@ -207,7 +207,7 @@ def attached(model: nn.Module, family: Family, plan: Plan, exits: Exits | None =
         try:
             undo.append(_configured(model, plan.config))
             undo.append(model.register_forward_pre_hook(_listener(session), with_kwargs=True).remove)
-            head = _head(model, family)
+            head = head_of(model, family)
             if head is not None:
                 undo.append(head.register_forward_hook(lambda *_: session.head_ran()).remove)
             if classifier is not None:
@@ -256,18 +256,6 @@ def _eavesdropper(session: Session, path: str) -> Callable[..., None]:
         session.heard[path] = args
 
     return hear
-
-
-def _head(model: nn.Module, family: Family) -> nn.Module | None:
-    if family.head is not None:
-        found: nn.Module = reach(model, family.head)
-        return found
-    classifier = family.classifier_of(model)
-    if classifier is not None:
-        return classifier
-    find: Any = getattr(model, "get_output_embeddings", None)
-    head = find() if find is not None else None
-    return head if isinstance(head, nn.Module) else None
 
 
 def _places(layers: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, list[int]]]:

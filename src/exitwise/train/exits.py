@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from exitwise.errors import FamilyError, InputError
 from exitwise.heads import Exits, Said
 from exitwise.stack import Family, Stack
+
+from .losses import IGNORED
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,10 @@ class Learner(nn.Module):
     def said(self, walked: Walked) -> list[Said]:
         """What the exits 1..n-1 of a classifier say."""
         early = walked.states[:-1]
+        if self.exits.ramps is not None:
+            memory: dict[str, Tensor] = {}
+            tokens = [self.exits.ramps(layer, state[:, 0], memory) for layer, state in enumerate(early, 1)]
+            return [Said(token, self.read(token[:, None])[:, 0]) for token in tokens]
         if len(self.exits.heads):
             return [head(state[:, 0]) for head, state in zip(self.exits.heads, early, strict=True)]
         return [Said(state[:, 0], self.read(state)) for state in early]
@@ -85,6 +92,23 @@ class Learner(nn.Module):
     def answers(self, walked: Walked) -> list[Tensor]:
         """Logits (rows, classes) of every exit of a classifier, 1..n; those of depth n are the model's own."""
         return [*(said.logits for said in self.said(walked)), walked.out.logits]
+
+
+class Written(Learner):
+    """The same for a decoder whose exits have ramps: every token that is asked is a row of its own. Batches come through `asked`."""
+
+    def walk(self, inputs: Mapping[str, Any]) -> Walked:
+        """One pass of the base; states (tokens, 1, width) and logits (tokens, vocabulary) of the tokens that inputs['asked'] marks."""
+        given = dict(inputs)
+        mask = given.pop("asked")
+        walked = super().walk(given)
+        return Walked([state[mask][:, None] for state in walked.states], SimpleNamespace(logits=walked.out.logits[mask]))
+
+    @staticmethod
+    def asked(batch: Labelled) -> Labelled:
+        """A batch with labels (rows, tokens) as one of tokens: those that are not asked are out of the labels."""
+        mask = batch.labels != IGNORED
+        return Labelled({**batch.inputs, "asked": mask}, batch.labels[mask], batch.step)
 
 
 Objective = Callable[[Learner, Labelled], Mapping[str, Tensor]]
