@@ -23,16 +23,28 @@ def smoothed(loss: Floats) -> Floats:
 
 
 def descent(loss: Floats, cost: Floats, least: float) -> list[Place]:
-    """Places from the highest thresholds down, each cheaper than the one before, by the step of the greatest saving for each loss added.
+    """Places from the highest thresholds down, each cheaper than the one before, by steps of the greatest saving for each loss added.
 
-    loss, cost: an axis for each threshold, thresholds rising. A step lowers one threshold as far as it likes. least, above 0: counted as
-    added by every step, so that one which seems to lose nothing is not taken for free.
+    loss, cost: an axis for each threshold, thresholds rising. A step lowers one threshold as far as it likes; places on its way that lose
+    no more than its end are visited too, so that where the end fails something near it has passed. least, above 0: counted as added by
+    every step, so that one which seems to lose nothing is not taken for free.
     """
     path = [tuple(n - 1 for n in loss.shape)]
     while cheaper := [place for place in _below(path[-1]) if cost[place] < cost[path[-1]]]:
         here = path[-1]
-        path.append(max(cheaper, key=lambda place: (cost[here] - cost[place]) / (max(loss[place] - loss[here], 0) + least)))
+        there = max(cheaper, key=lambda place: (cost[here] - cost[place]) / (max(loss[place] - loss[here], 0) + least))
+        path += _stairs(here, there, loss, cost)
     return path
+
+
+def _stairs(here: Place, there: Place, loss: Floats, cost: Floats) -> list[Place]:
+    """From `here`, left out, to `there`: each cheaper than the one before, dearer than the end, and of no more loss than the end."""
+    between, price = [], cost[here]
+    for place in reversed(_below(here)):
+        if all(t <= p for t, p in zip(there, place, strict=True)) and cost[there] < cost[place] < price and loss[place] <= loss[there]:
+            between.append(place)
+            price = cost[place]
+    return [*between, there]
 
 
 def _below(place: Place) -> list[Place]:
