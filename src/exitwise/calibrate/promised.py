@@ -1,7 +1,7 @@
 """Thresholds with a promise, from a ledger of answers: of what full depth gets right, at most so much is lost.
 
 Learn-then-Test on a path through the grid of thresholds (Angelopoulos et al. 2021, arXiv:2110.01052). A third of the rows makes the
-grid and orders its settings, from the safest to the cheapest; the others test them in that order: no row both chooses and judges.
+grid and the path, from full depth to the cheapest (`descent`); the others test along it: no row both chooses and judges.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ import numpy as np
 import torch
 
 from ..errors import CalibrationError
+from .bounds import Floats
 from .budget import NEVER, Calibration, enough
-from .guarantee import ORDERING, front, promise
+from .descent import descent, smoothed
+from .guarantee import ORDERING, promise
 from .ledger import DECODER, Ledger, grid, thresholds_of
 from .replay import replay
+
+HALF = 0.5  # of a row is lost in any step of the path, for the little that a few hundred rows show
 
 LOST = "an answer that the exits get wrong, among those that full depth gets right"
 
@@ -44,13 +48,20 @@ def promised(
         raise CalibrationError(f"Full depth gets {right.rows} of {ledger.rows} rows right. A promise needs a few hundred.")
     drawn = torch.from_numpy(np.random.default_rng([seed, 2]).permutation(right.rows))
     first, rest = right.select(drawn[: right.rows // ORDERING]), right.select(drawn[right.rows // ORDERING :])
-    last = thresholds_of(first.decoder, first.layers[DECODER], decoder, minimum)
-    found = replay(first, grid(first, encoder, minimum), last, minimum)
-    cost = 1 - found.etr().ravel()
-    order = front(((found.rows - found.right) / found.rows).ravel(), cost)
-    path = [found.settings(*divmod(place, len(last))) for place in order.tolist()]
+    path, cost = _path(first, encoder, decoder, minimum)
     losses = np.stack([1 - rest.marks(rest.depths(settings, minimum)).numpy() for settings in path], axis=1)
-    told = replace(promise(losses, cost[order], 1 - keep, confidence, bound), loss=LOST)
+    told = replace(promise(losses, cost, 1 - keep, confidence, bound), loss=LOST)
     chosen = dict.fromkeys((*ledger.streams, DECODER), NEVER) if told.setting is None else path[told.setting]
     quality, saved = ledger.judge(ledger.depths(chosen, minimum))
     return Calibration(keep, ledger.rows, ledger.full, quality, saved, chosen, promise=told.to_dict())
+
+
+def _path(first: Ledger, encoder: int, decoder: int, minimum: int) -> tuple[list[dict[str, float]], Floats]:
+    """(settings to test in turn, their costs), from the rows that order alone; all of them are right at full depth."""
+    last = thresholds_of(first.decoder, first.layers[DECODER], decoder, minimum)
+    found = replay(first, grid(first, encoder, minimum), last, minimum)
+    shape = [len(thresholds_of(first.encoder[s], first.layers[s], encoder, minimum)) for s in first.streams]
+    loss, cost = ((1 - share).reshape(*shape, len(last)) for share in (found.right / found.rows, found.etr()))
+    places = descent(smoothed(loss), cost, HALF / found.rows)
+    flat = [int(np.ravel_multi_index(place, cost.shape)) for place in places]
+    return [found.settings(*divmod(place, len(last))) for place in flat], cost.ravel()[flat]
