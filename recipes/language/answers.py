@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 DEPTHS = (2, 3, 4)  # whose states are kept
+FEWEST = 12  # rows for which a batch goes on
 
 
 def normed(states: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -133,7 +134,7 @@ def answer(answerer: Answerer, prompts: Sequence[list[int]], most: int, ends: in
     answerer.pack(count)
     for _ in range(most - 1):
         going = (words != ends).nonzero()[:, 0]
-        if len(going) < 12:
+        if len(going) < FEWEST:
             break  # the slow rest is cut: their answers are as good unfinished
         if len(going) < 0.85 * len(words):
             answerer.store[:, :, : len(going), :, :at] = answerer.store[:, :, going, :, :at]

@@ -104,6 +104,29 @@ def test_a_schedule_with_all_layers_is_the_plain_loss_and_fewer_are_not() -> Non
     assert abs(float(less - full)) > 0.01
 
 
+def test_a_schedule_begins_where_the_first_generated_token_is_said() -> None:
+    """Two layers of four from the second generated token on. Row 0 says its first at its state 2, row 1 at its state 0."""
+    model, made = llama(), batch()
+    owner = learner(model)
+    early = torch.ones(2, 8, dtype=torch.bool)
+    early[0, 3:], early[1, 1:] = False, False
+    masks = [torch.ones(2, 8, dtype=torch.bool), early, early, torch.ones(2, 8, dtype=torch.bool)]
+    with torch.no_grad():
+        found = objectives.scheduled(LAYERS, 4, 2, 2)(owner, made)["loss"]
+        with noise.left_out(model.model.layers, masks):
+            want = objectives.weighed(lambda step: {LAYERS: 1.0})(owner, made)["loss"]
+    assert torch.equal(found, want)
+
+
+def test_the_law_that_is_learnt_gets_no_gradient() -> None:
+    """The head gives both laws; its gradient is that of the drafter's alone, with the full model's law a constant."""
+    states, taught, head = torch.randn(9, WIDTH), torch.randn(9, WIDTH), nn.Linear(WIDTH, WORDS)
+    law = head(taught).softmax(-1).detach()
+    want = torch.autograd.grad(-(law * head(states).log_softmax(-1)).sum(-1).mean(), head.weight)
+    found = torch.autograd.grad(losses.law_loss(states, taught, head, head, chunk=4), head.weight)
+    torch.testing.assert_close(found, want)
+
+
 class Double(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         return 2 * state
