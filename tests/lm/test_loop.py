@@ -48,9 +48,14 @@ def test_full_depth_is_generate(case: str) -> None:
 
 
 SETTINGS: list[dict[str, Any]] = [
-    {"depth": 1, "drafts": 1}, {"depth": 2, "drafts": 4}, {"depth": 3, "drafts": 6, "sure": 0.3}, {"depth": 2, "drafts": 6, "sure": 0.9, "words": 40},
-    {"depth": 1, "drafts": 3, "lookup": 1}, {"depth": 2, "drafts": 5, "lookup": 2, "words": 60, "sure": 0.2}, {"depth": 3, "drafts": 2, "words": 1},
-]  # fmt: skip
+    {"depth": 1, "drafts": 1},
+    {"depth": 2, "drafts": 4},
+    {"depth": 3, "drafts": 6, "sure": 0.3},
+    {"depth": 2, "drafts": 6, "sure": 0.9, "words": 40},
+    {"depth": 1, "drafts": 3, "lookup": 1},
+    {"depth": 2, "drafts": 5, "lookup": 2, "words": 60, "sure": 0.2},
+    {"depth": 3, "drafts": 2, "words": 1},
+]
 
 
 @pytest.mark.parametrize("case", LANGUAGE)
