@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ["adding-a-family.md", "adding-a-method.md"]
+PAGES = ["adding-a-family.md", "adding-a-method.md", "decoding.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,0 +1,129 @@
+"""Our arithmetic for a layer is the layer's own, and steps aside wherever it could not be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tests.families.cases import made
+from tests.lm.parts import CLOSE, LANGUAGE, LEAN, backbone_of, walked, words
+from torch import nn
+
+from exitwise import families
+from exitwise.lm.backbone import Backbone
+from exitwise.lm.lean import attend, lean_of, norm_of
+from exitwise.lm.stair import Stair
+
+TOKENS = [words(90, 1), words(90, 2)]
+DEPTHS = [[4, 1, 2, 4, 3] * 4, [1, 3, 4, 4, 2] * 4]
+
+
+def test_the_cases_with_the_known_form_are_lean_and_no_others() -> None:
+    found = {case: [lean is not None for lean in backbone_of(case).leans] for case in LANGUAGE}
+    assert {case for case, which in found.items() if all(which)} == set(LEAN)
+    assert all(not any(which) for case, which in found.items() if case not in LEAN)
+    assert backbone_of("llama", lean=False).leans == [None] * 4
+
+
+@pytest.mark.parametrize("policy", ["run late", "propagate"])
+@pytest.mark.parametrize("case", LEAN)
+def test_lean_layers_say_what_the_layers_say(case: str, policy: str) -> None:
+    said = []
+    with torch.no_grad():
+        for lean in (True, False):
+            backbone = backbone_of(case, lean)
+            said.append(walked(Stair(backbone, 2, policy), TOKENS, DEPTHS, 70))
+            assert backbone.trace.calls and (policy == "run late" or backbone.trace.fills)
+    torch.testing.assert_close(said[0], said[1], **CLOSE)
+    assert said[0].std() > 0.1
+
+
+def hooked(layer: Any) -> None:
+    layer.mlp.up_proj.register_forward_hook(lambda *_: None)
+
+
+def pre_hooked(layer: Any) -> None:
+    layer.register_forward_pre_hook(lambda *_: None)
+
+
+def patched(layer: Any) -> None:
+    own = layer.self_attn.forward
+    layer.self_attn.forward = lambda *a, **k: own(*a, **k)
+
+
+def trains(layer: Any) -> None:
+    layer.train()
+
+
+def half(layer: Any) -> None:
+    layer.bfloat16()
+
+
+def subclass(layer: Any) -> None:
+    layer.mlp.up_proj.__class__ = type("Adapted", (nn.Linear,), {})
+
+
+def capped(layer: Any) -> None:
+    layer.self_attn.attn_logit_softcapping = 50.0
+
+
+def other_norm(layer: Any) -> None:
+    layer.input_layernorm = nn.LayerNorm(32)
+
+
+def one_norm(layer: Any) -> None:
+    layer.self_attn.q_norm = nn.RMSNorm(8, 1e-6)
+
+
+@pytest.mark.parametrize("change", [hooked, pre_hooked, patched, trains, half, subclass, capped, other_norm, one_norm])
+def test_a_layer_that_is_not_plain_runs_as_it_is(change: Callable[[Any], None]) -> None:
+    model, _ = made("llama")
+    layer = model.model.layers[1]
+    assert lean_of(layer) is not None
+    change(layer)
+    assert lean_of(layer) is None
+    if change in (hooked, pre_hooked, patched):
+        assert [lean is not None for lean in Backbone(model, families.of(model)[1]).leans] == [True, False, True, True]
+
+
+def test_a_layer_of_the_form_that_computes_otherwise_is_found_out() -> None:
+    model, _ = made("llama")
+    own: Any = type(model.model.layers[2].mlp)
+
+    class Doubled(own):
+        def forward(self, x: Any) -> Any:
+            return 2 * super().forward(x)
+
+    model.model.layers[2].mlp.__class__ = Doubled
+    assert lean_of(model.model.layers[2]) is not None  # nothing to be seen from outside
+    assert [lean is not None for lean in Backbone(model, families.of(model)[1]).leans] == [True, True, False, True]
+
+
+def test_weights_are_the_models_own() -> None:
+    backbone = backbone_of()
+    lean, layer = backbone.leans[0], backbone.layers[0]
+    assert lean is not None
+    assert lean.q.turned.data_ptr() == layer.self_attn.q_proj.weight.data_ptr()  # type: ignore[union-attr]
+    assert lean.down.turned.data_ptr() == layer.mlp.down_proj.weight.data_ptr()  # type: ignore[union-attr]
+
+
+def test_norms_are_told_by_what_they_do() -> None:
+    plain = nn.RMSNorm(16, 1e-5)
+    nn.init.uniform_(plain.weight, 0.5, 2.0)
+    x = torch.randn(7, 16, generator=torch.Generator().manual_seed(0)) * 3
+    ours = norm_of(plain)
+    assert ours is not None
+    torch.testing.assert_close(ours(x), plain(x), rtol=1e-5, atol=1e-6)  # float32 in another order
+    assert norm_of(None) is None and norm_of(nn.LayerNorm(16)) is None and norm_of(nn.LayerNorm(16, bias=False)) is None
+
+
+def test_heads_that_share_keys_are_asked_together() -> None:
+    dice = torch.Generator().manual_seed(0)
+    query, keys, values = (torch.randn(2, heads, tokens, 8, generator=dice) for heads, tokens in ((6, 3), (2, 9), (2, 9)))
+    seen = torch.rand(2, 1, 3, 9, generator=dice) > 0.3
+    want = torch.softmax(
+        (query @ keys.repeat_interleave(3, 1).transpose(-1, -2) * 0.4).masked_fill(~seen, -torch.inf), -1
+    ) @ values.repeat_interleave(3, 1)
+    torch.testing.assert_close(attend(query, keys, values, seen, 0.4), want, rtol=1e-5, atol=1e-6)  # float32 in another order
