@@ -24,10 +24,18 @@ IDS = batch(7, 4)
 
 
 class Letters:
-    """A tokenizer as far as stop strings need one: token n is the letter of that number."""
+    """A tokenizer as far as stop strings need one: token n is letter n, from a."""
 
     def get_vocab(self) -> dict[str, int]:
-        return {chr(0x100 + n): n for n in range(99)}
+        return {chr(97 + n): n for n in range(99)}
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) - 97 for c in text]}
+
+    def _convert_id_to_token(self, token: int) -> str:
+        return chr(97 + token)
+
+    convert_ids_to_tokens = _convert_id_to_token
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         return "".join(tokens)
@@ -132,7 +140,7 @@ def test_a_seed_repeats() -> None:
 def test_a_row_ends_by_token_number_or_string() -> None:
     asked = ask(max_new_tokens=3, eos_token_id=9)
     assert asked.ended([5, 5, 9], 2) and asked.ended([5, 1, 1, 1], 1) and not asked.ended([5, 1, 1], 1)
-    text = Letters().convert_tokens_to_string([chr(0x100 + n) for n in (11, 12)])
+    text = Letters().convert_tokens_to_string([chr(97 + n) for n in (11, 12)])
     asked = ask(max_new_tokens=9, stop_strings=[text], tokenizer=Letters())
     assert asked.ended([5, 11, 12], 1) and not asked.ended([5, 12, 11], 1)
 

@@ -53,7 +53,7 @@ def test_never_is_generate(case: str, method: str) -> None:
 
 @pytest.mark.parametrize("method, knobs, allowed", [
     ("soft", {"every": 1, "minimum": 1}, {1, 2, 3, 4}), ("soft", {"every": 2, "minimum": 2}, {2, 4}),
-    ("soft", {"every": 1, "minimum": 3, "fall": 0.3}, {3, 4}), ("free", {"depth": 2}, {2, 4}), ("eellm", {"exits": (1, 3)}, {1, 3, 4}),
+    ("soft", {"every": 1, "minimum": 3, "fall": 0.3}, {3, 4}), ("free", {"depth": 2}, {2, 4}), ("eellm", {"depths": (1, 3)}, {1, 3, 4}),
     ("eellm", {}, {1, 2, 4}),
 ])  # fmt: skip
 def test_a_higher_threshold_never_leaves_earlier(method: str, knobs: dict[str, Any], allowed: set[int]) -> None:
@@ -89,7 +89,7 @@ def test_the_beta_thresholds_of_the_specification(first: tuple[int, int], second
         free.beta_threshold([0.1, 0.2, 0.3], [True, False, False])
 
 
-@pytest.mark.parametrize("method, knobs", [("eellm", {"exits": (1, 2)}), ("free", {"depth": 2}), ("soft", {"every": 1, "minimum": 1})])
+@pytest.mark.parametrize("method, knobs", [("eellm", {"depths": (1, 2)}), ("free", {"depth": 2}), ("soft", {"every": 1, "minimum": 1})])
 def test_recomputing_and_running_late_are_one(method: str, knobs: dict[str, Any]) -> None:
     model, _ = made("llama")
     outs = [Engine(model, method, decoder=0.5, keys_values=p, **knobs).generate(**batch(*MIXED), max_new_tokens=30)
@@ -99,8 +99,17 @@ def test_recomputing_and_running_late_are_one(method: str, knobs: dict[str, Any]
     assert outs[2].trace.fills["model.layers"] > 0 and not outs[0].trace.fills
 
 
+def test_the_depths_of_exits_are_kept(tmp_path: Path) -> None:
+    """A knob called `exits` would be taken for trained exits."""
+    model, _ = made("llama")
+    Engine(model, "eellm", depths=(1, 3), decoder=0.5).save(tmp_path)
+    assert tuple(Engine.load(tmp_path, model).settings_dict()["depths"]) == (1, 3)
+    with pytest.raises(KnobError, match="Exits .* do not fit"):
+        Engine(model, "eellm", depths=(4,))
+
+
 def test_no_more_tokens_wait_than_allowed() -> None:
-    depth = Engine(made("llama")[0], "eellm", decoder=0.0, exits=(1,), pending=4).generate(**batch(5, 3), max_new_tokens=12).depth
+    depth = Engine(made("llama")[0], "eellm", decoder=0.0, depths=(1,), pending=4).generate(**batch(5, 3), max_new_tokens=12).depth
     assert depth is not None and [d == 4 for d in depth[0].tolist()] == [step % 4 == 0 for step in range(12)]
 
 

@@ -34,7 +34,7 @@ class AtExits(Reading):
 def plan(settings: Settings, layers: Mapping[str, int]) -> Plan:
     """One rule for the decoder. Raises KnobError for a model without one, and for exits that it does not have."""
     depth = layers.get("decoder", 0)
-    exits = tuple(settings["exits"]) or (max(1, depth // 4), max(1, depth // 2))  # as in the paper's 7B model: 8 and 16 of 32
+    exits = tuple(settings["depths"]) or (max(1, depth // 4), max(1, depth // 2))  # as in the paper's 7B model: 8 and 16 of 32
     if not depth or any(not 1 <= e < depth for e in exits):
         raise KnobError(
             f"Exits {exits} do not fit the model's layers, {dict(layers)}. Give depths from 1 to one less than its decoder has."
@@ -50,7 +50,7 @@ METHOD = Method(
     calibrated=("decoder",),
     knobs=(
         Knob("decoder", 1.0, "Probability at which a token leaves; 1 or more never. The paper's client has 0.8.", 0.0, 2.0),
-        Knob("exits", (), "depths at which a token may leave; none: a quarter and a half of the layers"),
+        Knob("depths", (), "exits: layers after which a token may leave; none: a quarter and a half of all"),
         Knob("pending", 32, "steps after which a token runs through all layers at the latest", 2, 100_000),
         Knob("keys_values", "recompute", "what becomes of keys and values of skipped layers", choices=POLICIES),
         RANK,
