@@ -105,7 +105,7 @@ def asked_of(model: Any, given: Mapping[str, Any]) -> Asked:
     ends = [ends] if isinstance(ends, int) else [int(e) for e in ends]
     pad = value("pad_token_id", ends[0] if ends else 0)
     pad = int(pad if isinstance(pad, int) else pad[0])
-    ids = given.get("input_ids")
+    ids: Any = given.get("input_ids")
     prompts = prompts_of(ids, _mask(ids, given.get("attention_mask"), value("pad_token_id"), ends))
     _known(prompts, model.get_input_embeddings().num_embeddings)
     longest = max(map(len, prompts))
