@@ -186,6 +186,9 @@ def test_thresholds_stand_between_measured_values_and_spread_the_depths():
     assert depths == sorted(depths) and len(found) == 5 and depths[0] == 1.0 and depths[-1] > 4
     assert not any(bool((sure.double() == t).any()) for t in found)
     assert thresholds(torch.full((3, 4), float("nan")), 5) == []
+    streaks = torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.0, 0.5]])  # what nothing may lie below: 0 is a streak of none, and never leaves
+    assert thresholds(streaks, 5, lowest=0.0) == [0.25] and thresholds(streaks, 5)[0] < 0
+    assert thresholds(torch.zeros(2, 3), 5, lowest=0.0) == []
 
 
 def test_a_long_sweep_is_thinned_over_all_costs(classifier):

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from exitwise import Engine, methods
+from exitwise import Engine
 from exitwise.bench import beside, paper, reproduce, tasks
 from exitwise.bench.ask import scores
 from exitwise.bench.at_cost import AtCost, Chosen
@@ -109,13 +109,28 @@ def test_exits_that_can_be_trained_are_and_the_model_is_left_as_it_was(place, as
     assert not torch.equal(engine.exits.parts["ready"].weight, fresh)
     assert all(torch.equal(value, before[name]) for name, value in asker.model.state_dict().items())
     assert [each.requires_grad for each in asker.model.parameters()] == wanted and not asker.model.training
-    again = Rivals(lambda: lessons, tmp_path, steps=3).engine(asker, "calm")  # resumed at its end: nothing more is learnt
+    again = Rivals(lambda: lessons, tmp_path, steps=3).engine(asker, "calm")  # it is done: nothing more is learnt
     assert torch.equal(again.exits.parts["ready"].weight, engine.exits.parts["ready"].weight)
     folder = next(tmp_path.glob("exits-calm-*")) / "saved"
     given = Rivals(lambda: pytest.fail("nothing is learnt"), tmp_path, given={"calm": folder})
     assert torch.equal(given.engine(asker, "calm").exits.parts["ready"].weight, engine.exits.parts["ready"].weight)
     assert given.about["calm"] == {"given": str(folder), "trained": 0, "parameters": 33}
-    assert rivals.missing("calm") is None and "no method 'dreamt-up'" in rivals.missing("dreamt-up")
+    longer = Rivals(lambda: lessons, tmp_path, steps=5).engine(asker, "calm")  # another training, in a folder of its own
+    assert not torch.equal(longer.exits.parts["ready"].weight, engine.exits.parts["ready"].weight)
+    assert len(list(tmp_path.glob("exits-calm-*"))) == 2
+
+
+def test_ramps_do_not_score_answers_of_several_tokens(place, asker, tmp_path):
+    """Where they would, the model's own head reads the exits, and nothing is learnt; given ones are refused before anything is measured."""
+    lessons = tasks.load("caption", place / "caption", "calibration")
+    taught = Rivals(lambda: lessons, tmp_path, steps=2)
+    assert taught.engine(asker, "deebert").exits.ramps is not None and taught.about["deebert"]["parameters"] == 2 * (32 * 32 + 32)
+    scored = Rivals(lambda: pytest.fail("nothing is learnt"), tmp_path / "scored", scored=True)
+    assert scored.engine(asker, "deebert").exits is None
+    assert scored.about["deebert"] == {"given": None, "trained": 0, "parameters": 0, "scored": True}
+    folder = next(tmp_path.glob("exits-deebert-*")) / "saved"
+    with pytest.raises(KnobError, match="Leave it out"):
+        Rivals(lambda: lessons, tmp_path, given={"deebert": folder}, scored=True).engine(asker, "deebert")
 
 
 def test_thresholds_for_mean_depths(asker):
@@ -132,9 +147,9 @@ def test_thresholds_for_mean_depths(asker):
 # -- tables -------------------------------------------------------------------------------------------------------------------------
 
 
-def run_table(number, kind, askers, place, out, **more):
-    data = reproduce.data_of(kind, str(place / kind), "test", None, 3, False, None, more.get("preset", "corrected"))
-    return reproduce.reproduce(number, askers, data, Setup(out=out, timed=2), trials=2, **more)
+def run_table(number, kind, askers, place, out, limit=3, **more):
+    data = reproduce.data_of(kind, str(place / kind), "test", None, limit, False, None, more.get("preset", "corrected"))
+    return reproduce.reproduce(number, askers, data, Setup(out=out, timed=2), trials=2, exit_steps=2, **more)
 
 
 @pytest.mark.parametrize(
@@ -146,15 +161,14 @@ def test_each_row_is_measured_or_said_to_be_missing(place, asker, tmp_path, numb
     lines = {line["key"]: line for line in run["lines"]}
     assert list(lines) == [line.key for line in paper.table("mue", number, kind).lines]
     absent = {key for key, line in lines.items() if line["measured"] is None}
-    unknown = {line.key for line in paper.table("mue", number, kind).lines if line.method and line.method not in methods.names()}
-    assert absent == {"1": {"tiny"} | unknown, "4": {"plain"}}.get(number, set())
+    assert absent == {"1": {"tiny"}, "4": {"plain"}}.get(number, set())
     assert all(lines[key]["reason"] and key not in ("mue", "full") for key in absent)
-    for key in ("deebert", "pabee"):
+    for key in ("deebert", "pabee", "deecap"):
         if key in lines:  # on the decoder alone, at some cost, and said to be so
             measured = lines[key]["measured"]
             assert measured["depth"]["image"] == measured["depth"]["text"] == 3 and measured["method"] == key
-            assert measured["settings"].keys() == {"decoder"} and run["rivals"][key] == {"given": None, "trained": 0, "parameters": 0}
-            assert any(each.startswith("DeeBERT (decoder), PABEE (decoder): the model's own norm and head") for each in run["differences"])
+            assert measured["settings"].keys() == {"decoder"} and run["rivals"][key]["trained"] == 2
+            assert any(each.startswith("PABEE (decoder): 2,112 parameters of exits, trained for 2") for each in run["differences"])
     first = run["lines"][0]
     assert first["kept"] == 1 and first["measured"]["etr"]["streams"] == 0
     for line in run["lines"]:
@@ -173,6 +187,14 @@ def test_each_row_is_measured_or_said_to_be_missing(place, asker, tmp_path, numb
     assert all(line["label"] in drawn for line in run["lines"])
     heads = [each.partition(":")[0] for each in run["differences"]]
     assert {"Data", "Model", "Thresholds", "Rule", "ETR"} <= set(heads) and ("Missing" in heads) == bool(absent)
+
+
+def test_answers_of_several_tokens_are_judged_without_ramps_and_the_table_says_so(place, asker, tmp_path):
+    """The last three items choose among colours, some of several tokens: `Engine.choose` scores them."""
+    run = run_table("1", "answer", {"checkpoint": asker}, place, tmp_path, limit=None)
+    assert all(run["rivals"][key] == {"given": None, "trained": 0, "parameters": 0, "scored": True} for key in ("deebert", "pabee"))
+    assert {line["key"] for line in run["lines"] if line["measured"]} == {"base", "deebert", "pabee", "mue"}
+    assert any(each.startswith("DeeBERT (decoder), PABEE (decoder): the model's own norm and head") for each in run["differences"])
 
 
 def test_other_models_fill_their_rows(place, asker, tmp_path):

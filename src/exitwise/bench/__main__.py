@@ -130,7 +130,7 @@ def _tell(what: str, last: list[str] = [""]) -> None:  # noqa: B006 - remembers 
         print(f"  {what}", file=sys.stderr, flush=True)
 
 
-def steps(out: Path, summary: Summary, repeats: int, beams: int) -> dict[str, Callable[[], None]]:
+def steps(out: Path, summary: Summary, repeats: int, beams: int, asked: rivals.Asked) -> dict[str, Callable[[], None]]:
     """Name -> step, those whose data are here."""
     found: dict[str, Callable[[], None]] = {
         "demo": lambda: demo(out, summary),
@@ -150,7 +150,7 @@ def steps(out: Path, summary: Summary, repeats: int, beams: int) -> dict[str, Ca
         found["promise"] = lambda: promises(folder, out, summary, promise.Asked())
     here = [kind for kind in tasks.KINDS if all((HELDOUT / kind / f"{split}.jsonl").exists() for split in ("calibration", "test"))]
     if here:
-        found["rivals"] = lambda: against(here, out, summary, rivals.Asked())
+        found["rivals"] = lambda: against(here, out, summary, asked)
     return found
 
 
@@ -161,11 +161,14 @@ def main() -> int:
     parser.add_argument("--only", help="names of steps, with commas: demo, caption, answer, speed, front, promise, rivals, ofa, training")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--beams", type=int, default=1, help="beams of the held-out captions")
+    parser.add_argument("--limit", type=int, help="rivals: most items of a split, to try it out")
+    parser.add_argument("--seconds", type=float, help="rivals: of training each method's exits")
     given = parser.parse_args()
     file = given.out / "summary.json"
     summary: Summary = json.loads(file.read_text()) if file.exists() else {}
+    asked = rivals.Asked().limited(given.limit, given.seconds)
     failed = []
-    for name, step in steps(given.out, summary, given.repeats, given.beams).items():
+    for name, step in steps(given.out, summary, given.repeats, given.beams, asked).items():
         if given.only and not any(name == asked or name.startswith(f"{asked}-") for asked in given.only.split(",")):
             continue
         print(f"== {name}", file=sys.stderr, flush=True)

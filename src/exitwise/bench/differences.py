@@ -89,11 +89,11 @@ def _rivals(run: Mapping[str, Any]) -> list[str]:
         "Other methods: on this checkpoint, whose layers were taught to answer if it was trained for MuE, at thresholds that save what the "
         "paper's rows do. The paper does not describe its ports; in entailment it may have compared three answers, here all tokens compete."
     ]
-    read = [by_method[name] for name, about in told.items() if not about["parameters"]]
-    if read:
+    scored = [by_method[name] for name, about in told.items() if about.get("scored")]
+    if scored:
         out.append(
-            f"{', '.join(read)}: the model's own norm and head read each layer; no heads are trained for a decoder. The papers' own train "
-            "a head for each exit, after the model or with it."
+            f"{', '.join(scored)}: the model's own norm and head read each layer. The papers' own train a head for each exit; here trained "
+            "ramps speak for one token, and some answers of these items have several, scored together."
         )
     for name, about in told.items():
         if about["given"]:
@@ -101,7 +101,7 @@ def _rivals(run: Mapping[str, Any]) -> list[str]:
         elif about["trained"]:
             out.append(
                 f"{by_method[name]}: {about['parameters']:,} parameters of exits, trained for {about['trained']} steps on {about['items']} "
-                "items, the model frozen."
+                "items, the model frozen; its own norm and head read what they give."
             )
     return out
 

@@ -1,6 +1,6 @@
 """A table of MuE's paper on a model and items of one's own: its rows as ways to run, measured like any bench, beside the paper's figures.
 
-What a row needs and is not there (a model trained otherwise, another method's heads) is said to be missing; nothing is filled in.
+What a row needs and is not there (a model trained otherwise) is said to be missing; nothing is filled in.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..errors import InputError, KnobError
 from . import differences, paper, record, tasks
 from .ask import Asked, Asker
 from .at_cost import AtCost
+from .choosing import tellable
 from .measure import Setup, measure
 from .others import Rivals
 from .paper import Line, PaperTable
@@ -82,7 +83,9 @@ def reproduce(
     name = "-".join(["reproduce-mue", number, kind, *([] if preset == "corrected" else [preset]), *sorted(own)])
     with record.run(setup.out, name, config, setup.seed) as run:
         models = {role: _prepared(askers[role], data, setup) for role in (MAIN, *OTHERS) if role in askers}
-        rivals = Rivals(data.lessons or (lambda: data.held), setup.out / "exits", exit_steps, setup.seed, exits or {})
+        main = models[MAIN]
+        scored = kind == "answer" and not tellable(main.asker, kind, [*main.items, *main.calibration])
+        rivals = Rivals(data.lessons or (lambda: data.held), setup.out / "exits", exit_steps, setup.seed, exits or {}, scored)
         maker = _Maker(kind, models, preset, own, trials, setup.tick, rivals)
         made = {line.key: maker.way(line) for line in wanted.lines}
         measured = _measured(models, kind, setup)
@@ -119,9 +122,8 @@ class _Maker:
     def way(self, line: Line) -> str:
         """The key of the row's way, which is put down; or why there is none."""
         role = {"base": BASE, "tiny": TINY, "plain": PLAIN, "joint": FUSED}.get(line.key, MAIN)
-        absent = self.rivals.missing(line.method) if line.method is not None else ABSENT.get(line.key)
-        if absent is not None and (line.method is not None or role not in self.models):
-            return f"missing: {absent}"
+        if line.key in ABSENT and role not in self.models:
+            return f"missing: {ABSENT[line.key]}"
         model = self.models.get(role, self.models[MAIN])
         if line.key in ("base", "full", "tiny"):
             model.ways.insert(0, Way("full" if model is self.models[MAIN] else line.key, Engine(model.asker.model, "never")))

@@ -7,8 +7,8 @@ chooses settings, the test split judges. Stopped, it goes on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +31,34 @@ FLICKR = Path(".data/flickr8k")
 
 @dataclass(frozen=True)
 class Asked:
-    """seconds: of training each method's exits. held, judged, learnt: most items to choose on, to judge on, to learn from."""
+    """seconds: of training each method's exits. items: of a task, at most so many to choose on, and as many to judge on; a caption takes a
+    decoder's step for each word. learnt: most items to learn from. points: settings of each method's front."""
 
-    seconds: float = 60.0
-    held: int = 600
-    judged: int = 1500
-    learnt: int = 1500
-    points: int = 8
+    seconds: float = 40.0
+    items: Mapping[str, int] = field(default_factory=lambda: {"answer": 400, "caption": 150})
+    learnt: int = 1000
+    points: int = 5
     keep: float = 0.99
-    timed: int = 24
+    timed: int = 12
     seed: int = 0
+
+    def limited(self, limit: int | None, seconds: float | None) -> Asked:
+        """The same with at most `limit` items for everything, and other `seconds`; None changes nothing."""
+        items = self.items if limit is None else {kind: min(limit, most) for kind, most in self.items.items()}
+        learnt = self.learnt if limit is None else min(limit, self.learnt)
+        return replace(self, items=items, learnt=learnt, seconds=self.seconds if seconds is None else seconds)
 
 
 def splits(kind: str, folder: Path, asked: Asked) -> dict[str, tasks.Task]:
     """'held', 'judged' and 'learnt', which share no item."""
     held, judged = (tasks.load(kind, folder, split) for split in ("calibration", "test"))
+    most = asked.items[kind]
     if kind == "caption" and (FLICKR / "train.jsonl").exists():
         learnt = tasks.load(kind, FLICKR, "train", limit=asked.learnt)
-        return {"held": held.first(asked.held), "judged": judged.first(asked.judged), "learnt": learnt}
+        return {"held": held.first(most), "judged": judged.first(most), "learnt": learnt}
     half = len(held.items) // 2
     return {
-        "held": held.first(min(half, asked.held)), "judged": judged.first(asked.judged),
+        "held": held.first(min(half, most)), "judged": judged.first(most),
         "learnt": replace(held, items=held.items[half:][: asked.learnt]),
     }  # fmt: skip
 
@@ -62,7 +69,7 @@ def exits_of(asker: Asker, kind: str, task: tasks.Task, asked: Asked, work: Path
     for name in LEARNT:
         engine = trainable(asker.model, name)
         school = Schooling(seconds=asked.seconds, seed=asked.seed, data=digest(task.items))
-        folder = work / kind / name
+        folder = work / kind / f"{name}-{school.data}-{asked.seconds:g}s"
         if batch is None:
             tick(f"{kind}: items to learn from")
             batch = of_pictures(asker, task, asked.seed)

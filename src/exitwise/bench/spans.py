@@ -38,7 +38,9 @@ def span(subject: Subject, engine: Engine, points: int, parts: Path, tick: Tick 
     tick("similarities at full depth")
     sure = subject.outcome(engine.recording(), "calibration").trace.sureness[streams[0]]
     least = int(engine.settings_dict().get("minimum", 1))
-    return [{streams[0]: t} for t in thresholds(sure.flatten(0, -2), points, least)]
+    knob = next(each for each in method.knobs if each.name == streams[0])
+    lowest = -1.0 if knob.low is None else knob.low
+    return [{streams[0]: t} for t in thresholds(sure.flatten(0, -2), points, least, lowest)]
 
 
 def wanted(points: int) -> list[float]:
@@ -46,15 +48,18 @@ def wanted(points: int) -> list[float]:
     return [1 / 6 + (0.95 - 1 / 6) * place / max(points - 1, 1) for place in range(points)]
 
 
-def thresholds(sureness: Tensor, points: int, minimum: int = 1) -> list[float]:
+def thresholds(sureness: Tensor, points: int, minimum: int = 1, lowest: float = -1.0) -> list[float]:
     """Thresholds (one for each of `points` mean depths as far apart as they can be) that lie between measured values, so that no row stands
-    on one. sureness: (rows, layers); cheap to dear, never full depth."""
+    on one. sureness: (rows, layers); lowest: that is allowed; cheap to dear, never full depth."""
     layers = sureness.shape[-1]
     values = sureness[:, minimum - 1 : layers - 1].flatten().double()
     values = torch.unique(values[~values.isnan()])
     if not len(values):
         return []
-    middle = torch.cat([values[:1] - 1e-6, (values[1:] + values[:-1]) / 2]).clamp(min=-1.0)
+    middle = torch.cat([(values[:1] - 1e-6).clamp(min=lowest), (values[1:] + values[:-1]) / 2])
+    middle = middle[1:] if middle[0] == values[0] else middle  # nothing lies below it: a streak of none is 0
+    if not len(middle):
+        return []
     looked = sorted(set(middle[torch.linspace(0, len(middle) - 1, min(LOOKED, len(middle))).long()].tolist()))
     depth = {}
     for threshold in looked:
