@@ -15,7 +15,7 @@ from exitwise import families, methods, models
 from exitwise.cli import app
 from exitwise.models.ofa import OFAConfig, OFAForConditionalGeneration, OFAProcessor, train_tokenizer
 
-COMMANDS = ["demo", "run", "inspect", "train", "calibrate", "bench", "reproduce", "report", "methods", "families", "convert"]
+COMMANDS = ["demo", "run", "inspect", "train", "calibrate", "bench", "reproduce", "report", "methods", "families", "convert", "cut"]
 TEXTS = ["what does the image describe?", "a red picture", "a blue picture", "it is red true or false?", "true", "false"]
 
 

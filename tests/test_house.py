@@ -20,7 +20,7 @@ FLOORS = [
     {"methods"},
     {"kept"},
     {"engine"},
-    {"inspect", "bench", "monitor", "serve"},
+    {"inspect", "bench", "monitor", "serve", "pretrained", "cutting"},
     {"cli", "__main__"},
 ]
 FILES = sorted(p for p in ROOT.rglob("*.py"))

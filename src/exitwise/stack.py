@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .errors import FamilyError
 
 Spans = dict[str, tuple[int, int]]
+CACHES = ("past_key_values", "layer_past")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Stack:
     fresh_bias: the first layer makes a bias for the deeper ones (T5), so late runs start at the first layer.
     listen: dotted paths of modules whose last call `spans` needs: it finds the positional arguments of that call under the path.
     shared: names of a layer's arguments that have no dimension of rows, such as a causal mask (tokens, tokens); they are passed on whole.
+    cache: name of a layer's argument that holds the cache of keys and values.
     order: for an encoder that calls a layer more than once (ALBERT): model -> number of the layer that runs at each depth, from 0.
     """
 
@@ -41,6 +43,7 @@ class Stack:
     fresh_bias: bool = False
     listen: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    cache: str = CACHES[0]
     order: Callable[[Any], Sequence[int]] | None = None
 
     def layers(self, model: nn.Module) -> Sequence[nn.Module]:
@@ -181,12 +184,13 @@ def discover(model: nn.Module) -> Family:
     for path, layers in towers(model):
         names = {n.rpartition(".")[2].lower() for n, _ in layers[0].named_modules()}
         crossed = any("cross" in n or n in ("encoder_attn", "encdecattention") for n in names)
-        crossed = crossed or (writes and "encoder" not in path.lower() and "past_key_values" in _arguments(layers[0]))
+        held = next((name for name in CACHES if name in _arguments(layers[0])), None)
+        crossed = crossed or (writes and "encoder" not in path.lower() and held is not None)
         kind: Literal["encoder", "decoder"] = "decoder" if crossed or "decoder" in path.lower() else "encoder"
         taken = {s.streams[0] for s in stacks}
         base = "decoder" if kind == "decoder" else "image" if any(w in path.lower() for w in ("vis", "image", "patch")) else "text"
         stream = base if base not in taken else path.replace(".", "_")
-        stacks.append(Stack(path, kind, (stream,), owner=_owner(model, path)))
+        stacks.append(Stack(path, kind, (stream,), owner=_owner(model, path), cache=held or CACHES[0]))
     if not stacks:
         raise FamilyError(
             f"No stack of layers was found in {type(model).__name__}: no ModuleList holds two or more layers of one class. "

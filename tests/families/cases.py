@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from exitwise import Method, families
-from exitwise.families import bert, blip
+from exitwise.families import bert, blip, gemma, opt, qwen
 from exitwise.run.walk import Plan
 
 STEPS = 8
@@ -18,6 +18,10 @@ CASES: dict[str, tuple[str, Callable[[], tuple[Any, dict[str, Any]]]]] = {
     **{name: (name, families.load(name).tiny) for name in families.names()},
     "blip-question": ("blip", blip.tiny_question),
     "bert-masked": ("bert", bert.tiny_masked),
+    "gemma-1": ("gemma", gemma.tiny_one),
+    "gemma-2": ("gemma", gemma.tiny_two),
+    "opt-projected": ("opt", opt.tiny_projected),
+    "qwen-3": ("qwen", qwen.tiny_three),
 }  # type: ignore[dict-item]
 
 
@@ -57,8 +61,8 @@ def alone(inputs: Mapping[str, Tensor], row: int, strip: bool) -> dict[str, Tens
     """One row of a batch; without its padding if `strip`."""
     out = {name: value[row : row + 1] for name, value in inputs.items()}
     if strip and "attention_mask" in out:
-        real = int(out["attention_mask"].sum())
-        out |= {name: out[name][:, :real] for name in ("input_ids", "attention_mask")}
+        real = out["attention_mask"][0].bool()
+        out |= {name: out[name][:, real] for name in ("input_ids", "attention_mask")}
     return out
 
 
@@ -70,7 +74,7 @@ def forced_tokens(rows: int, steps: int = STEPS) -> Tensor:
 def write(model: Any, inputs: Mapping[str, Any], forced: Tensor | None = None, **more: Any) -> Any:
     """`generate` with its logits; with `forced`, these tokens are written whatever the model would say."""
     if forced is not None:
-        start = prompt(model)
+        start = prompt(model, inputs)
         more["prefix_allowed_tokens_fn"] = lambda row, ids: [int(forced[row % len(forced), ids.shape[0] - start])]
     else:
         more = {"no_repeat_ngram_size": 1, **more}
@@ -78,9 +82,10 @@ def write(model: Any, inputs: Mapping[str, Any], forced: Tensor | None = None, *
         return model.generate(**inputs, max_new_tokens=STEPS, return_dict_in_generate=True, output_logits=True, **more)
 
 
-def prompt(model: Any) -> int:
-    """Tokens that the decoder begins with: one, in all these models."""
-    return 1
+def prompt(model: Any, inputs: Mapping[str, Any]) -> int:
+    """Tokens that the decoder begins with: the prompt's of a model that has nothing but a decoder, one in all others."""
+    alone = all(stack.kind == "decoder" for stack in families.of(model)[1].stacks_of(model))
+    return inputs["input_ids"].shape[1] if alone else 1
 
 
 def logits(model: Any, inputs: Mapping[str, Any], forced: Tensor | None = None) -> Tensor:

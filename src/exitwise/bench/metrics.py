@@ -49,7 +49,7 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]], sigma:
     The document frequency of an n-gram is the number of items one of whose references has it. One single item has idf 0 everywhere, and so
     scores 0. Both kinds as in the public `pycocoevalcap` (CIDEr-D) and the paper (CIDEr), multiplied by 100 at the end.
     """
-    _paired(candidates, references)
+    paired(candidates, references)
     scorer = CiderScorer(references, sigma, clipped)
     items = tuple(scorer.score(candidate, place) for place, candidate in enumerate(candidates))
     return Cider(sum(items) / len(items), items)
@@ -120,7 +120,7 @@ def _similarity(mine: _Weighted, other: _Weighted, sigma: float, clipped: bool) 
 
 def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, float, float, float]:
     """Corpus BLEU-1..4, each in 0..100 (Papineni et al. 2002); the reference nearest in length counts for the brevity penalty."""
-    _paired(candidates, references)
+    paired(candidates, references)
     matched, proposed = [0] * LONGEST, [0] * LONGEST
     said = wanted = 0
     for candidate, texts in zip(candidates, references, strict=True):
@@ -143,7 +143,7 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tupl
 
 def accuracy(answers: Sequence[object], truths: Sequence[object]) -> float:
     """Share of answers that equal the truth, in 0..100."""
-    _paired(answers, truths)
+    paired(answers, truths)
     return 100.0 * sum(answer == truth for answer, truth in zip(answers, truths, strict=True)) / len(answers)
 
 
@@ -153,7 +153,7 @@ def f1(answers: Sequence[int], truths: Sequence[int]) -> float:
     >>> round(f1([1, 1, 0, 0], [1, 0, 1, 1]), 4)
     40.0
     """
-    _paired(answers, truths)
+    paired(answers, truths)
     hit = sum(a == t == 1 for a, t in zip(answers, truths, strict=True))
     said = sum(a == 1 for a in answers) + sum(t == 1 for t in truths)
     return 200.0 * hit / said if hit else 0.0
@@ -165,7 +165,7 @@ def matthews(answers: Sequence[int], truths: Sequence[int]) -> float:
     >>> round(matthews([1, 1, 0, 0, 0], [1, 0, 1, 0, 0]), 4)
     16.6667
     """
-    _paired(answers, truths)
+    paired(answers, truths)
     tally = Counter(zip(answers, truths, strict=True))
     right, wrong = tally[1, 1] * tally[0, 0], tally[1, 0] * tally[0, 1]
     yes, no = tally[1, 1] + tally[1, 0], tally[0, 1] + tally[0, 0]
@@ -200,11 +200,12 @@ def bootstrap_difference(
     first: Sequence[float], second: Sequence[float], share: float = 0.95, draws: int = 1000, seed: int = 0
 ) -> Interval:
     """The same for first minus second on the same items (paired): an interval without 0 tells the two apart."""
-    _paired(first, second)
+    paired(first, second)
     return bootstrap([a - b for a, b in zip(first, second, strict=True)], share, draws, seed)
 
 
-def _paired(left: Sequence[object], right: Sequence[object]) -> None:
+def paired(left: Sequence[object], right: Sequence[object]) -> None:
+    """Raises InputError where there is not one answer for each item, or no item at all."""
     if len(left) != len(right):
         raise InputError(f"{len(left)} answers were given for {len(right)} items. Give one for each.")
     if not left:

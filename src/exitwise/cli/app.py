@@ -9,6 +9,7 @@ import typer
 
 from .. import __version__
 from .converting import convert
+from .cutting import cut
 from .learning import calibrate
 from .looking import families, inspect, methods
 from .measuring import bench, demo, report
@@ -41,7 +42,7 @@ def _root(
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Begin": (demo, run, inspect),
-    "Make exits": (convert, train, calibrate),
+    "Make exits": (convert, train, calibrate, cut),
     "Measure": (bench, reproduce, report),
     "What there is": (methods, families),
 }

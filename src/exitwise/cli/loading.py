@@ -11,6 +11,7 @@ from torch import nn
 
 from ..engine import Engine
 from ..errors import CheckpointError, InputError, KnobError
+from ..pretrained import config_of, first_line, is_language_model, padding, source_of, tokenizer_of, weights_of
 from .saying import note
 
 SHIPPED = "shipped"
@@ -38,30 +39,16 @@ def where(name: str) -> str:
 def model_of(name: str) -> nn.Module:
     """The model in evaluation mode, float32, of the class that wrote it; an official checkpoint of OFA as it is. Raises CheckpointError."""
     import torch
-    from transformers.utils import logging
 
     from ..models import ofa  # registers the unified model with the Auto classes
 
-    source = where(name)
-    if ofa.is_checkpoint(source):
-        return ofa.load_checkpoint(source, dtype=torch.float32)[0]
-    config = _config(source)
-    chosen = _class(config)
-    logging.set_verbosity_error()
-    if Path(source).is_dir():
-        logging.disable_progress_bar()  # a folder is read at once; a download keeps its bar
-    try:
-        model, report = chosen.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as problem:
-        raise CheckpointError(f"The weights of {source} do not load into {chosen.__name__}: {_first_line(problem)}") from problem
-    missing, unlike = sorted(report["missing_keys"]), sorted(map(str, report.get("mismatched_keys") or ()))
-    if missing or unlike:
-        raise CheckpointError(
-            f"The weights of {source} are not those of its config.json: {len(missing)} missing, {len(unlike)} of another shape "
-            f"({', '.join([*missing, *unlike][:3])}). Save model and configuration together, with save_pretrained."
-        )
-    loaded: nn.Module = model.eval()
-    return loaded
+    place = where(name)
+    if ofa.is_checkpoint(place):
+        return ofa.load_checkpoint(place, dtype=torch.float32)[0]
+    source = source_of(place)
+    sensible(source.place)
+    model: nn.Module = weights_of(source, _class(config_of(source)))
+    return model
 
 
 def processor_of(name: str, model: nn.Module, vocabulary: Path | None = None) -> Any:
@@ -79,12 +66,17 @@ def processor_of(name: str, model: nn.Module, vocabulary: Path | None = None) ->
         return ofa.OFAProcessor.for_config(ofa.load_tokenizer(vocabulary or beside, model.config.vocab_size), model.config)
     if vocabulary is not None:
         raise KnobError(f"--bpe is for official checkpoints of OFA; {name} has its own processor. Leave it out.")
+    if is_language_model(getattr(model, "config", None)):
+        tokenizer, notes = padding(tokenizer_of(source_of(source)), model)
+        for each in notes:
+            note(each)
+        return tokenizer
     problems = []
     for kind in (AutoProcessor, AutoTokenizer, AutoImageProcessor):
         try:
             return kind.from_pretrained(source)
         except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as problem:
-            problems.append(f"{kind.__name__}: {_first_line(problem)}")
+            problems.append(f"{kind.__name__}: {first_line(problem)}")
     raise CheckpointError(f"{source} has no processor or tokenizer that loads ({'; '.join(problems)}). Save it beside the model.")
 
 
@@ -136,24 +128,7 @@ def engine_of(
     return Engine(model, method or "mue", **settings)
 
 
-def _config(source: str) -> Any:
-    from transformers import AutoConfig
-
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise CheckpointError(f"The folder {source} has no config.json. Give a folder that save_pretrained wrote.")
-    _sensible(source)
-    try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as problem:
-        if Path(source).exists():
-            raise CheckpointError(f"{source} is not a model that transformers can read: {_first_line(problem)}") from problem
-        raise CheckpointError(
-            f"No model {source!r} was found: there is no such folder here, and the hub did not give it ({_first_line(problem)}). "
-            "Check the spelling; 'shipped' is the model that comes with Exitwise."
-        ) from problem
-
-
-def _sensible(source: str) -> None:
+def sensible(source: str) -> None:
     """Raises CheckpointError for what is neither a folder nor can be a name on the hub; says so when the hub is asked."""
     if Path(source).exists():
         return
@@ -177,8 +152,3 @@ def _class(config: Any) -> Any:
         if auto is not None and type(config) in auto._model_mapping:
             return auto
     raise CheckpointError(f"No class of transformers builds a model of the type {config.model_type!r} ({named}).")
-
-
-def _first_line(problem: BaseException) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return f"{type(problem).__name__}: {lines[0] if lines else 'no reason given'}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from .. import register
@@ -29,3 +31,13 @@ def of(model: nn.Module) -> tuple[str, Family]:
         if family.fits(model):
             return name, family
     return DISCOVERED, discover(model)
+
+
+def two_prompts() -> dict[str, Any]:
+    """Two prompts of unlike length for a tiny language model, (2, 12) ids of 5..94, padded on the left with 0: for tests."""
+    import torch
+
+    ids = torch.arange(24).view(2, 12) * 7 % 90 + 5
+    mask = torch.ones_like(ids)
+    ids[1, :4], mask[1, :4] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}

@@ -1,4 +1,4 @@
-"""Llama and what is built like it (SmolLM2, TinyLlama, Vicuna): pre-norm, rotary positions, grouped queries."""
+"""Llama, and what is built like it (SmolLM2, TinyLlama): a decoder with rotary positions and grouped keys, a final norm before the head."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..stack import Family, Language, Stack
+from . import two_prompts
 
 
 def _readout(model: Any, hidden: Tensor) -> Tensor:
@@ -27,25 +28,32 @@ def rotary(model: Any, states: Tensor, positions: Tensor) -> Callable[[int], dic
     return lambda layer: aids
 
 
+def window(model: Any, layer: int) -> int | None:
+    """How far a layer of a family with sliding windows looks back; None: all the way."""
+    kinds = getattr(model.config, "layer_types", None)
+    if kinds is not None and kinds[layer] != "sliding_attention":
+        return None
+    span: int | None = getattr(model.config, "sliding_window", None)
+    return span
+
+
 def tiny() -> tuple[Any, dict[str, Any]]:
-    """A random 4-layer Llama of width 32 with grouped queries, and one batch of two rows."""
-    import torch
+    """A random 4-layer Llama of width 32 with two heads of keys for four of queries, tied as SmolLM2 is, and two prompts."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=256, initializer_range=0.3, pad_token_id=0, bos_token_id=1, eos_token_id=None,
+        vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+        initializer_range=0.3, max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=1, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    ids = torch.arange(24).view(2, 12) % 90 + 5
-    return LlamaForCausalLM(config).eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return LlamaForCausalLM(config).eval(), two_prompts()
 
 
 FAMILY = Family(
     model_types=("llama",),
     classes=("LlamaForCausalLM",),
-    stacks=(Stack("model.layers", "decoder", ("decoder",), owner="model"),),
+    stacks=(Stack("model.layers", "decoder", ("decoder",)),),
     readout=_readout,
     language=Language(embed, rotary, norm="model.norm"),
-    about="LlamaForCausalLM (SmolLM2, TinyLlama, Vicuna)",
+    about="LlamaForCausalLM",
     tiny=tiny,
 )

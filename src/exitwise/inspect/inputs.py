@@ -62,7 +62,10 @@ def _picture(config: Any) -> tuple[int, int, int]:
 
 
 def _words(model: Any, config: Any, rows: int, pixels: Tensor | None, dice: torch.Generator) -> dict[str, Tensor]:
-    """Twelve random words a row, the last row padded on the right; where the model wants them, placeholders for the image come first."""
+    """Twelve random words a row, the last row padded: on the left where a decoder goes on from them, else on the right.
+
+    Where the model wants them, placeholders for the image come first.
+    """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     pad = next((p for p in (getattr(text, "pad_token_id", None), getattr(config, "pad_token_id", None)) if p is not None), 0)
     ids = torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (rows, 12), generator=dice)
@@ -75,7 +78,9 @@ def _words(model: Any, config: Any, rows: int, pixels: Tensor | None, dice: torc
             count = features.pooler_output.shape[1] if hasattr(features, "pooler_output") else features.shape[1]
             ids = torch.cat([ids.new_full((rows, count), image), ids], 1)
     mask = torch.ones_like(ids)
-    ids[-1, -4:], mask[-1, -4:] = pad, 0
+    continued = writes(model) and pixels is None and not getattr(config, "is_encoder_decoder", False)
+    place = slice(None, 4) if continued else slice(-4, None)
+    ids[-1, place], mask[-1, place] = pad, 0
     return {"input_ids": ids, "attention_mask": mask}
 
 

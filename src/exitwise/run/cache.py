@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import CacheError
+from .places import Places, grown
 
-BLOCK = 32
 POLICIES = ("propagate", "run late", "recompute", "holes")
 
 
@@ -25,27 +25,18 @@ class Filled(Exception):  # noqa: N818 - a signal, not an error: it ends a layer
     """The layer has stored the keys and values that were wanted; the rest of it is not needed."""
 
 
-def _grown(store: Tensor | None, like: Tensor, dim: int, end: int) -> Tensor:
-    """`store` with room for `end` places along `dim`, grown in blocks."""
-    if store is not None and store.shape[dim] >= end:
-        return store
-    shape = list(like.shape)
-    shape[dim] = -(-end // BLOCK) * BLOCK
-    grown = like.new_zeros(shape)
-    if store is not None and store.shape[dim]:
-        grown.narrow(dim, 0, store.shape[dim]).copy_(store)
-    return grown
-
-
 class Frontier:
     """What the layers of one decoder's cache share. tokens: columns seen; base: where the block of tokens begins that the model is
     asked for."""
 
-    def __init__(self, layers: int, rows: int, policy: str) -> None:
+    def __init__(self, windows: Sequence[int | None], rows: int, policy: str) -> None:
+        """windows: of each layer, how far it looks back; None for all the way."""
+        layers = len(windows)
         self.policy, self.tokens, self.base = policy, 0, 0
-        self.layers = [JaggedLayer(self, rows) for _ in range(layers)]
+        self.layers = [JaggedLayer(self, rows) if window is None else SlidingLayer(self, rows, window) for window in windows]
         self.cross = [CrossLayer(rows) for _ in range(layers)]
         self.kept: Tensor | None = None
+        self.places = Places(rows)
         self.given: dict[str, Tensor] = {}
         self.done = [False] * rows
         self.step = 0
@@ -66,7 +57,7 @@ class Frontier:
         like = states if self.kept is None else self.kept
         if self.kept is None:
             like = states.new_empty((len(self.done), 0, states.shape[-1]))
-        self.kept = _grown(self.kept, like, 1, start + states.shape[1])
+        self.kept = grown(self.kept, like, 1, start + states.shape[1])
         if rows is None:
             self.kept[:, start : start + states.shape[1]] = states
         else:
@@ -89,6 +80,7 @@ class Frontier:
         order = rows.tolist()
         self.done = [self.done[i] for i in order]
         self.given = {k: v.index_select(0, rows.to(v.device)) for k, v in self.given.items()}
+        self.places.select(rows)
         if self.kept is not None:
             self.kept = self.kept.index_select(0, rows.to(self.kept.device))
 
@@ -133,19 +125,24 @@ class JaggedLayer(CacheLayerMixin):
         self.lazy_initialization(key_states, value_states)
         end = self.start + key_states.shape[2]
         whole = (len(self.length), *key_states.shape[1:])
-        grown: list[Tensor] = []
+        stores: list[Tensor] = []
         for store, new in ((self.keys, key_states), (self.values, value_states)):
-            store = _grown(store, new.new_empty((1,)).expand(whole), 2, end)
+            store = grown(store, new.new_empty((1,)).expand(whole), 2, end)
             if self.rows is None:
                 store[:, :, self.start : end] = new
             else:
                 store[self.rows, :, self.start : end] = new
-            grown.append(store)
-        self.keys, self.values = grown
+            stores.append(store)
+        self.keys, self.values = stores
         if self.filling:
             raise Filled
-        views = [store[:, :, :end] for store in grown]
+        views = [store[:, :, self.first : end] for store in stores]
         return (views[0], views[1]) if self.rows is None else (views[0].index_select(0, self.rows), views[1].index_select(0, self.rows))
+
+    @property
+    def first(self) -> int:
+        """The first token that the layer is shown."""
+        return 0
 
     def get_seq_length(self) -> int:
         return self.frontier.base if self.start is None else self.start
@@ -168,6 +165,27 @@ class JaggedLayer(CacheLayerMixin):
         self.values = self.values.index_select(0, indices.to(self.values.device))
         if self is self.frontier.layers[0]:
             self.frontier.select(indices)
+
+
+class SlidingLayer(JaggedLayer):
+    """The same for a layer that looks back over so many tokens only (itself counted), as its model's masks are made for.
+
+    It is shown what a plain sliding layer would show it, so that full depth is the model bit for bit; but all tokens are kept, because
+    rows come to it at unlike times.
+    """
+
+    is_sliding = True
+
+    def __init__(self, frontier: Frontier, rows: int, window: int) -> None:
+        super().__init__(frontier, rows)
+        self.window = window
+
+    @property
+    def first(self) -> int:
+        return max(self.frontier.base - self.window + 1, 0)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.frontier.base - self.first + query_length, self.first
 
 
 class CrossLayer(CacheLayerMixin):
@@ -263,15 +281,19 @@ def adopt(cache: Cache, layers: int, rows: int, policy: str) -> Frontier:
     tokens."""
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     kinds = {type(layer) for layer in own.layers}
-    if not isinstance(own, DynamicCache) or own.offloading or not kinds <= {DynamicLayer}:
+    if not isinstance(own, DynamicCache) or own.offloading or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
         raise CacheError(
             f"A {type(own).__name__} of {', '.join(sorted(k.__name__ for k in kinds)) or 'no layers'} "
             "cannot hold layers of different lengths. "
-            "Use a plain DynamicCache (do not pass cache_implementation)."
+            "Use a DynamicCache of plain or sliding layers (do not pass cache_implementation)."
         )
     if own.get_seq_length() > 0:
         raise CacheError(f"The cache holds {own.get_seq_length()} tokens that were computed without exits. Start with an empty cache.")
-    frontier = Frontier(layers, rows, policy)
+    windows = [getattr(layer, "sliding_window", None) for layer in own.layers]
+    windows += [None] * (layers - len(windows))  # a cache that was made without the model's configuration
+    if policy == "holes" and any(windows):
+        raise CacheError(f"The {type(own).__name__} has sliding windows, which mean nothing where tokens are left out. Use another policy.")
+    frontier = Frontier(windows[:layers], rows, policy)
     own.layers[:] = frontier.layers
     if isinstance(cache, EncoderDecoderCache):
         cache.cross_attention_cache.layers[:] = frontier.cross

@@ -113,7 +113,9 @@ class DecoderWalk:
         if index == 0:
             self._begin(hidden, call)
         walker = self.walker
-        assert walker is not None
+        assert walker is not None and self.new is not None
+        if self.frontier is not None and self.frontier.policy == "propagate":
+            self.frontier.places.note(index, call, self.frontier.tokens, self.new)
         if walker.rows:
             after = (
                 self._all_rows(layer, hidden, call) if self.frontier is None else self._groups(index, layer, hidden, call, self.frontier)
@@ -137,7 +139,7 @@ class DecoderWalk:
 
     def _begin(self, hidden: Tensor, call: dict[str, Any]) -> None:
         rows, block = hidden.shape[:2]
-        held = call.get(CACHE)
+        held = call.get(self.stack.cache)
         self.frontier = None
         if held is not None:
             self.frontier = frontier_of(held) or adopt(held, self.layers, rows, self.session.plan.policy)
@@ -217,7 +219,7 @@ class DecoderWalk:
         """With a cache: rows that have seen equally many tokens here run together, after what they missed was made good."""
         walker, own = self.walker, frontier.layers[index]
         assert walker is not None
-        cross = frontier.cross[index] if isinstance(call[CACHE], EncoderDecoderCache) else None
+        cross = frontier.cross[index] if isinstance(call[self.stack.cache], EncoderDecoderCache) else None
         groups: dict[tuple[int, bool], list[int]] = {}
         for place, row in enumerate(walker.rows):
             groups.setdefault((own.length[row], cross is not None and cross.have[row]), []).append(place)
@@ -247,7 +249,7 @@ class DecoderWalk:
     ) -> Tensor:
         """These rows run this layer; `seen` tokens of theirs are here already. (rows, new tokens, width)."""
         assert self.new is not None
-        here, own, held = rows_tensor(rows, len(frontier.done), hidden.device), frontier.layers[index], call[CACHE]
+        here, own, held = rows_tensor(rows, len(frontier.done), hidden.device), frontier.layers[index], call[self.stack.cache]
         if frontier.policy == "propagate" and seen < frontier.tokens:
             self._fill(layer, call, frontier, index, here, seen)
             seen = frontier.tokens
@@ -290,13 +292,15 @@ class DecoderWalk:
 
     def _fill(self, layer: nn.Module, call: dict[str, Any], frontier: Frontier, index: int, rows: Tensor | None, seen: int) -> None:
         """Project keys and values of tokens seen..now from the states in which they left; the layer stops once they are stored."""
-        if "position_embeddings" in call:  # made for the new token alone, so that they would turn the older keys wrongly
+        places = frontier.places.of(index, call, rows, seen, frontier.tokens)
+        if call.get("position_embeddings") is not None and "position_embeddings" not in places:  # those of the new token would turn the older keys wrongly
             raise FamilyError(
-                f"{type(layer).__name__} turns its keys by position. Use keys_values='run late' or 'recompute' for this model."
+                f"{type(layer).__name__} turns its keys by tables that have another shape than (rows, tokens, width). "
+                "Use keys_values='run late' or 'recompute' for this model."
             )
         missing = frontier.states(rows, seen, frontier.tokens)
-        self._enter(frontier, index, rows, seen, call[CACHE], filling=True)
-        cut = {n: (None if isinstance(v, Tensor) and n not in self.stack.cross else v) for n, v in call.items()}
+        self._enter(frontier, index, rows, seen, call[self.stack.cache], filling=True)
+        cut = {n: (None if isinstance(v, Tensor) and n not in self.stack.cross else v) for n, v in call.items()} | places
         try:
             plain_call(layer, (missing,), cut)
         except Filled:

@@ -19,6 +19,7 @@ from exitwise.errors import InputError
 from ..items import CAPTION_PROMPT, SKIP, Item, Reading, Row, Split
 from . import snli_ve
 from .entailment import entailment
+from .lines import json_lines
 
 TRUTH = ("true", "false")
 
@@ -29,23 +30,12 @@ def splits(folder: Path) -> list[Split]:
 
 
 def _rows(file: Path, reading: Reading) -> Iterator[Row]:
-    answers = _all_answers(_lines(file)) if reading.kind == "answer" else ()
-    for where, row in _lines(file):
+    answers = _all_answers(json_lines(file)) if reading.kind == "answer" else ()
+    for where, row in json_lines(file):
         if snli_ve.is_row(row):
             yield where, partial(snli_ve.item, file, where, row, reading)
         else:
             yield where, partial(_item, reading, file, where, row, answers)
-
-
-def _lines(file: Path) -> Iterator[tuple[str, Any]]:
-    """(file:line, parsed row or the error) of every line that is not blank."""
-    with file.open(encoding="utf-8", errors="replace") as opened:
-        for number, line in enumerate(opened, 1):
-            if line.strip():
-                try:
-                    yield f"{file.name}:{number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    yield f"{file.name}:{number}", error
 
 
 def _form(kind: str) -> str:
