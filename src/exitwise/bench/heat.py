@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from ..errors import InputError
-from .report import shade
+from .report import macs, shade
 
 LINE = 48  # tokens of a line of the map
 
@@ -31,8 +31,7 @@ def render(said: Mapping[str, Any]) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters["shade"] = shade
-    environment.filters["seen"] = seen
+    environment.filters |= {"shade": shade, "seen": seen, "macs": macs}
     tokens = list(said["tokens"])
     lines = [tokens[start : start + LINE] for start in range(0, len(tokens), LINE)]
     return environment.get_template("heat.html").render(said=said, lines=lines, columns=LINE, depths=sorted({t["depth"] for t in tokens}))

@@ -34,7 +34,7 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"percent": _percent, "macs": _macs, "number": _number, "shade": shade}
+    environment.filters |= {"percent": _percent, "macs": macs, "number": _number, "shade": shade}
     drawn = [run for run in runs if run.get("rows")]
     missing = [run for run in runs if not run.get("rows")]
     sections = [_section(run) for run in drawn]
@@ -66,7 +66,7 @@ def _percent(value: float | None, digits: int = 0) -> str:
     return "–" if value is None or value != value else f"{100 * value:.{digits}f} %".replace("-", "−")
 
 
-def _macs(value: float | None) -> str:
+def macs(value: float | None) -> str:
     """Multiply-accumulates with a unit: 1.23e9 -> '1.23 G'."""
     if value is None or value != value:
         return "–"

@@ -39,12 +39,25 @@ def demo(
 
 @guarded
 def bench(
-    task: options.Task = ...,  # type: ignore[assignment]
+    subject: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="'shipped', or a folder; the same as --model.")] = None,
+    task: Annotated[options.Kind | None, typer.Option(help="'caption' describes an image; 'answer' chooses among candidates.")] = None,
     data: options.Data = ...,  # type: ignore[assignment]
     model: Annotated[
         str, typer.Option(metavar="MODEL", help="'shipped', or the folder of a unified model, such as OUT/export.")
     ] = "shipped",
-    exits: options.Exits = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Compare methods on a language model instead: 'all', or names with commas."),
+    ] = None,
+    exits: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FOLDER", help="Exits that were saved. With --methods NAME=FOLDER; may be repeated."),
+    ] = None,
+    knobs: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME.KNOB=VALUE", help="With --methods: a knob, as layerskip.depth=6.")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="FOLDER", help="With --methods: a trained adapter for kangaroo.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="With --methods on a language model: most new tokens of a prompt.")] = 64,
     split: options.Split = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="SPLIT", help="Choose thresholds on this split or folder. Without it: the embedded one.")
@@ -60,7 +73,7 @@ def bench(
     seed: options.Seed = 0,
     as_object: options.Json = False,
 ) -> None:
-    """Judge a unified model on your own images: full depth, exits, static depth and random exits at equal cost.
+    """Judge a model on your own data: a unified model's exits, or with --methods a language model's decoding.
 
     Give --exits to judge exits that you saved; otherwise thresholds are chosen
     on --calibration. One JSON run goes to --out; `exitwise report` draws it.
@@ -71,14 +84,63 @@ def bench(
       {"image": "b.png", "sentence": "There is a box.", "label": "true"}
       {"image": "c.jpg", "hypothesis": "A dog runs.", "label": "neutral"}
 
+    A language model continues the prompts of a file (Spec-Bench, EAGLE, GSM8K,
+    HumanEval, rows with "prompt", or a .txt) by each method in turn, beside
+    its own `generate`, `assistant_early_exit` and, where it is installed, the
+    package economize. Stop it at any time; the same command goes on.
+
     \b
-    Example:
+    Examples:
       exitwise bench --task caption --data pictures --split test --skip-bad
+      exitwise bench SmolLM2.gguf --methods layerskip,soft --data prompts.jsonl
+                     --set layerskip.depth=6 --set soft.decoder=0.9
     """
+    if methods is not None:
+        from .continuing import Asked, compare
+
+        compare(
+            Asked(subject or model, data, methods, tuple(exits or ()), tuple(knobs or ()), adapter, tokens, limit, skip_bad), out, as_object
+        )
+    else:
+        _judged(
+            subject or model,
+            task,
+            data,
+            _one(exits),
+            (split, calibration),
+            keep,
+            preset,
+            beams,
+            limit,
+            (skip_bad, add_caption),
+            strict,
+            out,
+            seed,
+            as_object,
+        )
+
+
+def _one(exits: list[str] | None) -> Path | None:
+    """The one folder of exits that is judged as it is. Raises KnobError for several."""
+    from ..errors import KnobError
+
+    if exits is not None and len(exits) > 1:
+        raise KnobError(f"--exits was given {len(exits)} times. Several are for --methods; without it, give one folder.")
+    return Path(exits[0]) if exits else None
+
+
+def _judged(
+    model: str, task: options.Kind | None, data: Path, exits: Path | None, splits: tuple[str | None, str | None], keep: float,
+    preset: str | None, beams: int, limit: int | None, how: tuple[bool, bool], strict: bool, out: Path, seed: int, as_object: bool,
+) -> None:  # fmt: skip
+    """`bench` of the unified model's exits."""
     from .. import methods
     from ..errors import KnobError
     from .loading import unified, where
 
+    (split, calibration), (skip_bad, add_caption) = splits, how
+    if task is None:
+        raise KnobError("The task is not said. Give --task caption or answer; or --methods, with a language model.")
     methods.load("mue").preset(preset)
     if exits is not None and preset is not None:
         raise KnobError(f"--exits has its settings with it, so --preset {preset} says them twice. Leave one of them out.")

@@ -191,13 +191,15 @@ def _tables(body: dict[str, Any]) -> list[Any]:
 
 def _figures(body: dict[str, Any]) -> list[tuple[str, str]]:
     """What it took, in words."""
+    from ..bench.report import macs
+
     tokens, each, drafts = body["new_tokens"], max(1, body["new_tokens"]), body["drafts"]
     speed = f"{tokens} in {body['seconds']:.1f} s, {body['tokens_per_second'] or 0:.1f} a second"
     rows = [("tokens", f"{speed}, after {body['prompt_tokens']} of the prompt")]
     depth = f"{body['mean_depth']:.1f} of {body['layers']} a token"
     rows += [("layers", f"{depth}; {body['calls']} calls, {body['calls'] / each:.1f} a token"), ("head", f"{body['head_calls']} calls")]
     if body["macs"] is not None:
-        rows.append(("MACs", f"{body['macs'] / 1e9:.2f} G, {body['macs'] / 1e6 / each:.0f} M a token, the prompt's included"))
+        rows.append(("MACs", f"{macs(body['macs'])}, {macs(body['macs'] / each)} a token, the prompt's included"))
     if drafts:
         share = "none drafted" if drafts["acceptance"] is None else f"{100 * drafts['acceptance']:.0f} %"
         stood = f"{drafts['accepted']} of {drafts['drafted']} stood ({share})"
