@@ -206,7 +206,7 @@ def test_a_long_batch_says_what_its_rows_say_alone(speaker: Speaker) -> None:
     assert [len(text) for text in texts] == [4, 8, 12]
     found = long.measure(Engine(speaker.model, "never"), texts, 24)
     assert found["unequal"] == 0 and found["alone"] == [0, 1, 2] and len(found["by_step"]) in (0, 24)
-    unlike = long.measure(Engine(speaker.model, "random", decoder=0.5), texts, 24)  # draws that hang on the batch
+    unlike = long.measure(Engine(speaker.model, "random", decoder=(1, 0, 0, 1)), texts, 24)  # draws that hang on the batch
     assert unlike["unequal"] > 0 and unlike["unlike"][0]["first"] < 24
 
 
