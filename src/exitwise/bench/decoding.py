@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from .. import methods
 from ..engine import Engine
 from . import prompts as forms
 from . import record
@@ -207,10 +208,12 @@ class Bench:
 
     def lossy(self, summary: Summary) -> None:
         """The fastest way whose tokens are the whole model's own 99 times of 100, chosen on the held prompts."""
-        model, found = self.speaker.model, []
+        model, found = self.speaker.model, list[dict[str, Any]]()
+        layers = model.config.get_text_config().num_hidden_layers
         for name in LOSSY:
             grid = [{"decoder": threshold} for threshold in choose.THRESHOLDS]
-            best, tried = choose.fastest(model, Engine(model, name), grid, self.asked[1][:2], self._short, KEEP, self.tick)
+            own_depth = {"depth": max(1, layers // 2)} if "depth" in {knob.name for knob in methods.load(name).knobs} else {}
+            best, tried = choose.fastest(model, Engine(model, name, **own_depth), grid, self.asked[1][:2], self._short, KEEP, self.tick)
             found.append({"method": name, "tried": tried})
             if best is not None:
                 found[-1]["best"] = max(tried, key=lambda t: t["over_generate"] if t["agreement"] >= KEEP else 0.0)
