@@ -2,8 +2,9 @@
 
 Judged on the embedded sample, and, where .data/ holds them, on the held-out splits of Flickr8k and NLVR that
 recipes/shipped/splits.json names.
-A step that fails is recorded and does not stop the others. `--only ofa` means ofa-speed, ofa-load and ofa-parts.
-Run: python -m exitwise.bench [--only demo,caption,answer,speed,front,promise,rivals,ofa,training] [--repeats 9]
+A step that fails is recorded and does not stop the others. `--only ofa` means ofa-speed, ofa-load and ofa-parts; `--only decode` all
+that is measured on a language model, which --model or EXITWISE_LANGUAGE_MODEL names.
+Run: python -m exitwise.bench [--only demo,caption,answer,speed,front,promise,rivals,ofa,training,decode] [--repeats 9]
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from ..engine import Engine
 from ..models import shipped_path
-from . import contest_table, fronts, ofa, promise, record, recording, rivals, speed, table, tasks, training
+from . import contest_table, decoding, fronts, ofa, promise, record, recording, rivals, speed, table, tasks, training
 from .ask import Asker, load_pair
 from .demo import KEEP
 from .measure import Setup, judge_on
@@ -158,17 +159,21 @@ def main() -> int:
     """Runs the steps; 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--only", help="names of steps, with commas: demo, caption, answer, speed, front, promise, rivals, ofa, training")
+    parser.add_argument("--only", help="names of steps, with commas (see above)")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--beams", type=int, default=1, help="beams of the held-out captions")
     parser.add_argument("--limit", type=int, help="rivals: most items of a split, to try it out")
     parser.add_argument("--seconds", type=float, help="rivals: of training each method's exits")
+    decoding.options(parser)
     given = parser.parse_args()
     file = given.out / "summary.json"
     summary: Summary = json.loads(file.read_text()) if file.exists() else {}
     asked = rivals.Asked().limited(given.limit, given.seconds)
     failed = []
-    for name, step in steps(given.out, summary, given.repeats, given.beams, asked).items():
+    spoken, missing = decoding.steps(decoding.Wish.of(given), given.out, summary, _tell)
+    for reason in missing:
+        print(reason, file=sys.stderr)
+    for name, step in {**steps(given.out, summary, given.repeats, given.beams, asked), **spoken}.items():
         if given.only and not any(name == asked or name.startswith(f"{asked}-") for asked in given.only.split(",")):
             continue
         print(f"== {name}", file=sys.stderr, flush=True)

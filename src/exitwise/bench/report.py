@@ -34,7 +34,7 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"percent": _percent, "macs": _macs, "number": _number, "shade": _shade}
+    environment.filters |= {"percent": _percent, "macs": macs, "number": _number, "shade": shade}
     drawn = [run for run in runs if run.get("rows")]
     contests = [_contest(run) for run in runs if run.get("contest")]
     missing = [run for run in runs if not run.get("rows") and not run.get("contest")]
@@ -81,7 +81,7 @@ def _percent(value: float | None, digits: int = 0) -> str:
     return "–" if value is None or value != value else f"{100 * value:.{digits}f} %".replace("-", "−")
 
 
-def _macs(value: float | None) -> str:
+def macs(value: float | None) -> str:
     """Multiply-accumulates with a unit: 1.23e9 -> '1.23 G'."""
     if value is None or value != value:
         return "–"
@@ -95,7 +95,7 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None or value != value else f"{value:.{digits}f}"
 
 
-def _shade(depth: int, layers: int) -> str:
+def shade(depth: int, layers: int) -> str:
     """Background of a token that left at `depth`: pale when early, deep green at full depth."""
     share = (depth - 1) / max(1, layers - 1)
     light, dark = (226, 243, 232), (63, 143, 98)

@@ -152,3 +152,8 @@ def _class(config: Any) -> Any:
         if auto is not None and type(config) in auto._model_mapping:
             return auto
     raise CheckpointError(f"No class of transformers builds a model of the type {config.model_type!r} ({named}).")
+
+
+def writes_text(model: str) -> bool:
+    """Whether MODEL is a language model on this disk."""
+    return Path(model).exists() and Path(model).suffix != ".pt" and is_language_model(config_of(source_of(model)))

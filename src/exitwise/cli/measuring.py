@@ -50,7 +50,7 @@ def bench(
     ] = "shipped",
     methods: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Compare methods instead: 'all', or names with commas. The model may be a classifier."),
+        typer.Option(metavar="NAMES", help="Compare methods instead: 'all', or names with commas. Classifiers and language models too."),
     ] = None,
     exits: Annotated[
         list[str] | None,
@@ -58,6 +58,11 @@ def bench(
             metavar="FOLDER", help="Exits that were saved. With --methods NAME=FOLDER, or a folder of such folders; may be repeated."
         ),
     ] = None,
+    knobs: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME.KNOB=VALUE", help="Language models: a knob, as layerskip.depth=6.")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Language models: a trained adapter for kangaroo.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Language models: most new tokens of a prompt.")] = 64,
     split: options.Split = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="SPLIT", help="Choose thresholds on this split or folder. Without it: the embedded one.")
@@ -94,6 +99,11 @@ def bench(
       {"image": "b.png", "sentence": "There is a box.", "label": "true"}
       {"image": "c.jpg", "hypothesis": "A dog runs.", "label": "neutral"}
 
+    A language model continues the prompts of a file (Spec-Bench, EAGLE, GSM8K,
+    HumanEval, rows with "prompt", or a .txt) by each method in turn, beside
+    its own `generate`, `assistant_early_exit` and, where it is installed, the
+    package economize. Stop it at any time; the same command goes on.
+
     \b
     FOLDER of a classifier holds calibration.jsonl and test.jsonl (or *.tsv):
       {"text": "a fine film", "label": "positive"}
@@ -103,9 +113,19 @@ def bench(
       exitwise bench --task caption --data pictures --split test --skip-bad
       exitwise bench shipped --methods all --task answer --data pictures
       exitwise bench my_classifier --methods all --data reviews --exits exits
+      exitwise bench SmolLM2.gguf --methods layerskip,soft --data prompts.jsonl
+                     --set layerskip.depth=6 --set soft.decoder=0.9
     """
-    asked = Asked(subject or model, task and task.value, data, split, calibration, limit, skip_bad, add_caption, beams, seed)
-    if methods is not None:
+    from .loading import writes_text
+
+    named = subject or model
+    asked = Asked(named, task and task.value, data, split, calibration, limit, skip_bad, add_caption, beams, seed)
+    if methods is not None and writes_text(named):
+        from . import continuing
+
+        wanted = continuing.Asked(named, data, methods, tuple(exits or ()), tuple(knobs or ()), adapter, tokens, limit, skip_bad)
+        continuing.compare(wanted, out, as_object)
+    elif methods is not None:
         _compared(asked, methods, exits or [], {"keep": keep, "margin": margin, "points": points, "timed": timed}, preset, out, as_object)
     else:
         _judged(asked, _one(exits), keep, preset, strict, out, as_object)

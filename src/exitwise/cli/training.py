@@ -119,7 +119,9 @@ def train(
                      --set depths=[8,16,24,30] --out sorted
     """
     ends = {"steps": steps, "seconds": seconds, "warmup": warmup, "patience": patience, "validate_every_s": validate_every, "bf16": bf16}
-    if method is not None and _writes(model):
+    from .loading import writes_text
+
+    if method is not None and writes_text(model):
         foreign = {
             "--task": task, "--recipe": recipe, "--split": split, "--epochs": epochs, "--weights": weights, "--add-caption": add_caption
         }  # fmt: skip
@@ -141,13 +143,6 @@ def train(
     else:
         show(f"{done['steps']} steps, {done['seconds']:.0f} s. The {done['exported']} weights are in {done['export']}.")
         show(f"Next: exitwise calibrate {done['export']} --task {chosen.task} --data {data} --out {out / 'exits'}")
-
-
-def _writes(model: str) -> bool:
-    """Whether MODEL is a language model on this disk."""
-    from ..pretrained import config_of, is_language_model, source_of
-
-    return Path(model).exists() and Path(model).suffix != ".pt" and is_language_model(config_of(source_of(model)))
 
 
 def _taught(names: str, asked: Asked, task: str | None, ends: dict[str, Any], refused: dict[str, Any], out: Path, as_object: bool) -> None:

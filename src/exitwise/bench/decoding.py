@@ -1,0 +1,251 @@
+"""`make bench`'s measurements of decoding language models: speed, realised saving, equality, memory, long runs; each a step of its own.
+
+The model is a folder, a hub name or a GGUF file, by --model or the variable EXITWISE_LANGUAGE_MODEL; EXITWISE_GEMMA names the second one.
+A step whose model, prompts or trained adapter is not there is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from .. import methods
+from ..engine import Engine
+from . import prompts as forms
+from . import record
+from .decode import choose, forced, long, memory, run, table, ways
+from .decode.run import Asked, Setup
+from .decode.ways import Way
+
+MODEL, SECOND = "EXITWISE_LANGUAGE_MODEL", "EXITWISE_GEMMA"
+Summary = dict[str, float | None]
+KEEP = 0.99
+DRAFTS: tuple[dict[str, Any], ...] = tuple({"sure": sure, "lookup": lookup} for sure in (0.3, 0.5, 0.7) for lookup in (0, 2))
+LOSSY = ("soft", "calm", "free")  # one threshold each, on the decoder
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How much is measured. model, second: see above. adapter, second_adapter: what the training of drafters wrote. longest: tokens of a
+    prompt, beyond which it is not asked. few: prompts of the steps with many ways; held: prompts to choose settings on, never judged."""
+
+    model: str | None = None
+    second: str | None = None
+    data: Path = Path(".data/llm-eval/spec-bench/question.jsonl")
+    adapter: Path = Path(".data/kangaroo/adapter")
+    second_adapter: Path = Path(".data/kangaroo/gemma3-adapter")
+    prompts: int = 50
+    tokens: int = 128
+    few: int = 6
+    held: int = 4
+    longest: int = 1024
+    long: int = 2000
+    alone: int = 2
+    repeats: int = 7
+
+    @staticmethod
+    def of(given: Any) -> Wish:
+        """From the arguments of the command line, and the environment."""
+        own = {name: getattr(given, name) for name in ("prompts", "few", "tokens", "long", "repeats")}
+        paths = {name: Path(getattr(given, name)) for name in ("adapter", "data") if getattr(given, name)}
+        known = {name: value for name, value in own.items() if value is not None}
+        return Wish(model=given.model or os.environ.get(MODEL), second=os.environ.get(SECOND), **known, **paths)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What the command line says of these steps."""
+    own = parser.add_argument_group("decoding")
+    own.add_argument("--model", help=f"the language model: a folder, a hub name or a GGUF file; or the variable {MODEL}")
+    own.add_argument("--adapter", help="the folder of its trained adapter")
+    own.add_argument("--data", help="the prompts, in any form that `exitwise bench` reads")
+    own.add_argument("--prompts", type=int, help="prompts of decode-lossless")
+    own.add_argument("--few", type=int, help="prompts of the steps with many ways")
+    own.add_argument("--tokens", type=int, help="new tokens of each")
+    own.add_argument("--long", type=int, help="tokens of the long run")
+
+
+def steps(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) -> tuple[dict[str, Callable[[], None]], list[str]]:
+    """(name -> step, why others are left out)."""
+    if wish.model is None:
+        return {}, [f"No language model is named: decode/ is left out. Give --model FOLDER, or set {MODEL}."]
+    bench, missing = Bench(wish, wish.model, wish.adapter, out, tick), []
+    found: dict[str, Callable[[], None]] = {
+        "decode-realised": partial(bench.realised, summary),
+        "decode-memory": partial(bench.memory, summary),
+        "decode-long": partial(bench.long, summary),
+    }
+    if not wish.data.is_file():
+        return found, [f"{wish.data} is not there: decode/unequal_prompts and the speed on prompts are left out."]
+    found["decode-lossless"] = partial(bench.lossless, summary)
+    found["decode-rivals"] = bench.rivals
+    if bench.trained:
+        found["decode-lossy"] = partial(bench.lossy, summary)
+    else:
+        missing.append(f"{wish.adapter} holds no trained adapter: decode/lossless_over_* and decode/lossy_over_* are left out.")
+    second = None if wish.second is None else Bench(wish, wish.second, wish.second_adapter, out, tick, "decode-gemma3")
+    if second is not None and second.trained:
+        found["decode-gemma3"] = partial(second.second, summary)
+    else:
+        missing.append(f"decode/gemma3 is left out: it needs {SECOND} and an adapter in {wish.second_adapter}.")
+    return found, missing
+
+
+class Bench:
+    """One model with its prompts; both are loaded when a step first needs them."""
+
+    def __init__(self, wish: Wish, model: str, adapter: Path, out: Path, tick: Callable[[str], None], name: str = "decode") -> None:
+        self.wish, self.named, self.adapter, self.out, self.tick, self.name = wish, model, adapter, out, tick, name
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is a trained adapter."""
+        from ..lm.adapter import WEIGHTS
+
+        return (self.adapter / WEIGHTS).is_file()
+
+    @cached_property
+    def speaker(self) -> Any:
+        from ..pretrained import language_model
+
+        return language_model(self.named, note=self.tick)
+
+    @cached_property
+    def label(self) -> str:
+        """What the record calls the model: its shape, since a path would tell of a machine."""
+        config = self.speaker.model.config.get_text_config()
+        return f"{config.model_type}, {config.num_hidden_layers} layers, width {config.hidden_size}, vocabulary {config.vocab_size}"
+
+    @cached_property
+    def asked(self) -> tuple[list[Asked], list[Asked]]:
+        """(prompts to judge on, prompts to choose settings on): both spread over the file, none in both."""
+        every = [each for each in asked_of(self.speaker, forms.read(self.wish.data).prompts) if each.length <= self.wish.longest]
+        judged = spread_over(every, self.wish.prompts)
+        places = {id(each) for each in judged}
+        return judged, spread_over([each for each in every if id(each) not in places], self.wish.held)
+
+    @cached_property
+    def drafter(self) -> Engine:
+        """The lossless method: the trained adapter at its fastest setting on the held prompts, else the first layers alone."""
+        if not self.trained:
+            return Engine(self.speaker.model, "layerskip", depth=2, sure=0.5, lookup=2)
+        engine = ways.with_adapter(self.speaker.model, self.adapter)
+        with record.run(self.out, f"{self.name}-choice", {"model": self.label, "prompts": self.wish.held}, 0) as made:
+            best, made["tried"] = choose.fastest(self.speaker.model, engine, DRAFTS, self.asked[1], self._short, 0.0, self.tick)
+        return best or engine
+
+    @property
+    def _short(self) -> int:
+        """Tokens of the steps with many runs."""
+        return max(1, self.wish.tokens // 2)
+
+    def _ways(self) -> list[Way]:
+        model = self.speaker.model
+        label = "kangaroo" if self.trained else "layerskip, untrained"
+        return [ways.plain(model), ways.ours(ways.FULL, Engine(model, ways.FULL), "full depth"), ways.ours("draft", self.drafter, label)]
+
+    def _setup(self, name: str, tokens: int) -> Setup:
+        return Setup(tokens, self.out, name, {"model": self.label, "data": self.wish.data.parent.name}, self.tick)
+
+    # -- the steps ------------------------------------------------------------------------------------------------------------------
+
+    def realised(self, summary: Summary) -> None:
+        """Forced exits against static cuts."""
+        model, layers = self.speaker.model, self.speaker.model.config.get_text_config().num_hidden_layers
+        tokens, repeats = self.wish.tokens, self.wish.repeats
+        cases = (
+            (1, [max(1, layers // 2)], tokens * 3 // 4, repeats),
+            (16, forced.mixed(layers), max(2, tokens // 5), max(3, repeats * 2 // 3)),
+        )
+        for rows, depths, count, turns in cases:
+            key = f"decode/realised_batch{rows}"
+            with record.run(self.out, key.replace("/", "-"), {"model": self.label, "depths": depths}, 0) as made:
+                self.tick(key)
+                made.update(forced.realised(model, rows, depths, turns, count))
+                summary[key] = made["realised"]
+
+    def memory(self, summary: Summary) -> None:
+        """Peaks, each in a process of its own."""
+        with record.run(self.out, "decode-memory", {"model": self.label}, 0) as made:
+            self.tick("decode-memory")
+            made.update(memory.beside(self.named, tokens=self.wish.tokens))
+            summary["decode/peak_over_generate"] = made["peak_over_generate"]
+
+    def long(self, summary: Summary) -> None:
+        """Eight rows of unlike length."""
+        model, rows = self.speaker.model, 8
+        texts = long.prompts(model.config.get_text_config().vocab_size, rows, 64)
+        with record.run(self.out, "decode-long", {"model": self.label}, 0) as made:
+            made.update(long.measure(Engine(model, ways.FULL), texts, self.wish.long, self.wish.alone, self.tick))
+            summary["decode/long_unequal"], summary["decode/long_beyond_cache_mib"] = made["unequal"], made["beyond_cache_mib"]
+
+    def lossless(self, summary: Summary) -> None:
+        """Real prompts: `generate`, our full depth and self-speculation; equal texts and speed."""
+        made = run.run(self.speaker.model, self.asked[0], self._ways(), [], self._setup("decode-lossless", self.wish.tokens))
+        print(table.render(made))
+        rows = {row["key"]: row for row in made["decode"]}
+        summary["decode/unequal_prompts"] = sum(row["unequal"] for row in rows.values() if row["lossless"])
+        summary["decode/full_over_generate"] = rows[ways.FULL]["over_generate"]["median"]
+        if self.trained:
+            summary["decode/lossless_over_generate"] = rows["draft"]["over_generate"]["median"]
+            summary["decode/lossless_over_full"] = rows["draft"]["over_full"]["median"]
+
+    def rivals(self) -> None:
+        """The same on fewer prompts, with transformers' own early-exit drafting and `economize`."""
+        model = self.speaker.model
+        others = [ways.assistant(model), *ways.economized(model)]
+        absent = [each for each in others if isinstance(each, ways.Absent)]
+        able, failed = ways.tried([each for each in others if isinstance(each, Way)], self.asked[0][0].inputs)
+        skip = Engine(model, "layerskip", depth=2)
+        own = [*self._ways(), ways.ours("layerskip", skip, "layerskip, untrained, depth 2")]
+        few = spread_over(self.asked[0], self.wish.few)
+        made = run.run(model, few, [*own, *able], [*absent, *failed], self._setup("decode-rivals", self._short))
+        print(table.render(made))
+
+    def lossy(self, summary: Summary) -> None:
+        """The fastest way whose tokens are the whole model's own 99 times of 100, chosen on the held prompts."""
+        model, found = self.speaker.model, list[dict[str, Any]]()
+        layers = model.config.get_text_config().num_hidden_layers
+        for name in LOSSY:
+            grid = [{"decoder": threshold} for threshold in choose.THRESHOLDS]
+            own_depth = {"depth": max(1, layers // 2)} if "depth" in {knob.name for knob in methods.load(name).knobs} else {}
+            best, tried = choose.fastest(model, Engine(model, name, **own_depth), grid, self.asked[1][:2], self._short, KEEP, self.tick)
+            found.append({"method": name, "tried": tried})
+            if best is not None:
+                found[-1]["best"] = max(tried, key=lambda t: t["over_generate"] if t["agreement"] >= KEEP else 0.0)
+                found[-1]["engine"] = best
+        own = max((f for f in found if "best" in f), key=lambda f: float(f["best"]["over_generate"]), default=None)
+        many = [*self._ways(), *([] if own is None else [ways.ours("early exit", own["engine"], f"{own['method']}, thresholds chosen")])]
+        few = spread_over(self.asked[0], 2 * self.wish.few)
+        setup = self._setup("decode-lossy", self._short)
+        tried = [{"method": each["method"], "tried": each["tried"]} for each in found]
+        made = run.run(model, few, many, [], Setup(setup.tokens, setup.out, setup.name, {**setup.about, "chosen_on": tried}, setup.tick))
+        print(table.render(made))
+        good = [row["over_generate"]["median"] for row in made["decode"][2:] if row["agreement"] >= KEEP]
+        summary["decode/lossy_over_generate_at_99"] = max(good, default=None)
+
+    def second(self, summary: Summary) -> None:
+        """Lossless speed on the second model."""
+        few = spread_over(self.asked[0], 2 * self.wish.few)
+        made = run.run(self.speaker.model, few, self._ways(), [], self._setup(self.name, self._short))
+        print(table.render(made))
+        summary["decode/gemma3/lossless_over_generate"] = made["decode"][2]["over_generate"]["median"]
+
+
+def asked_of(speaker: Any, prompts: Sequence[Any], chat: bool | None = None) -> list[Asked]:
+    """The first turn of each prompt, as the model is asked it."""
+    return [Asked(each.where, speaker.prompts([each.text], chat), each.group) for each in prompts]
+
+
+def spread_over(items: Sequence[Any], count: int) -> list[Any]:
+    """So many of them, evenly spread.
+
+    >>> spread_over(list(range(10)), 4)
+    [0, 3, 5, 8]
+    """
+    count = min(count, len(items))
+    return [items[int(i * len(items) / count + 0.5)] for i in range(count)]
