@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,22 @@ from .decode.ways import Way
 MODEL, SECOND = "EXITWISE_LANGUAGE_MODEL", "EXITWISE_GEMMA"
 Summary = dict[str, float | None]
 KEEP = 0.99
-DRAFTS: tuple[dict[str, Any], ...] = tuple({"sure": sure, "lookup": lookup} for sure in (0.3, 0.5, 0.7) for lookup in (0, 2))
+DRAFTS: tuple[dict[str, Any], ...] = tuple({"sure": sure, "lookup": lookup} for sure in (0.5, 0.8) for lookup in (0, 2))
+OFFERS: tuple[dict[str, Any], ...] = tuple({"drafts": drafts} for drafts in (2, 3, 5))
 LOSSY = ("soft", "calm", "free")  # one threshold each, on the decoder
 
 
 @dataclass(frozen=True)
 class Wish:
-    """How much is measured. model, second: see above. adapter, second_adapter: what the training of drafters wrote. longest: tokens of a
-    prompt, beyond which it is not asked. few: prompts of the steps with many ways; held: prompts to choose settings on, never judged."""
+    """How much is measured. model, second: see above. adapter: what the training of a drafter wrote; grams: an engine of n-grams that was
+    taught and saved. longest: tokens of a prompt, beyond which it is not asked. few: prompts of the steps with many ways; held: prompts
+    to choose settings on, never judged."""
 
     model: str | None = None
     second: str | None = None
     data: Path = Path(".data/llm-eval/spec-bench/question.jsonl")
     adapter: Path = Path(".data/kangaroo/adapter")
-    second_adapter: Path = Path(".data/kangaroo/gemma3-adapter")
+    grams: Path = Path(".data/kangaroo/ngram")
     prompts: int = 50
     tokens: int = 128
     few: int = 6
@@ -52,7 +54,7 @@ class Wish:
     def of(given: Any) -> Wish:
         """From the arguments of the command line, and the environment."""
         own = {name: getattr(given, name) for name in ("prompts", "few", "tokens", "long", "repeats")}
-        paths = {name: Path(getattr(given, name)) for name in ("adapter", "data") if getattr(given, name)}
+        paths = {name: Path(getattr(given, name)) for name in ("adapter", "grams", "data") if getattr(given, name)}
         known = {name: value for name, value in own.items() if value is not None}
         return Wish(model=given.model or os.environ.get(MODEL), second=os.environ.get(SECOND), **known, **paths)
 
@@ -62,6 +64,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("decoding")
     own.add_argument("--model", help=f"the language model: a folder, a hub name or a GGUF file; or the variable {MODEL}")
     own.add_argument("--adapter", help="the folder of its trained adapter")
+    own.add_argument("--grams", help="the folder of a saved engine of n-grams, taught with its own answers")
     own.add_argument("--data", help="the prompts, in any form that `exitwise bench` reads")
     own.add_argument("--prompts", type=int, help="prompts of decode-lossless")
     own.add_argument("--few", type=int, help="prompts of the steps with many ways")
@@ -73,7 +76,7 @@ def steps(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) 
     """(name -> step, why others are left out)."""
     if wish.model is None:
         return {}, [f"No language model is named: decode/ is left out. Give --model FOLDER, or set {MODEL}."]
-    bench, missing = Bench(wish, wish.model, wish.adapter, out, tick), []
+    bench, missing = Bench(wish, wish.model, out, tick), list[str]()
     found: dict[str, Callable[[], None]] = {
         "decode-realised": partial(bench.realised, summary),
         "decode-memory": partial(bench.memory, summary),
@@ -83,30 +86,29 @@ def steps(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) 
         return found, [f"{wish.data} is not there: decode/unequal_prompts and the speed on prompts are left out."]
     found["decode-lossless"] = partial(bench.lossless, summary)
     found["decode-rivals"] = bench.rivals
-    if bench.trained:
-        found["decode-lossy"] = partial(bench.lossy, summary)
+    found["decode-lossy"] = partial(bench.lossy, summary)
+    if not bench.trained:
+        missing.append(f"{wish.adapter} holds no trained adapter: drafts are those of n-grams alone.")
+    if wish.second is None:
+        missing.append(f"decode/gemma3 is left out: {SECOND} names no model.")
     else:
-        missing.append(f"{wish.adapter} holds no trained adapter: decode/lossless_over_* and decode/lossy_over_* are left out.")
-    second = None if wish.second is None else Bench(wish, wish.second, wish.second_adapter, out, tick, "decode-gemma3")
-    if second is not None and second.trained:
-        found["decode-gemma3"] = partial(second.second, summary)
-    else:
-        missing.append(f"decode/gemma3 is left out: it needs {SECOND} and an adapter in {wish.second_adapter}.")
+        nowhere = replace(wish, adapter=Path("none"), grams=Path("none"))  # what was trained belongs to the first model
+        found["decode-gemma3"] = partial(Bench(nowhere, wish.second, out, tick, "decode-gemma3").second, summary)
     return found, missing
 
 
 class Bench:
     """One model with its prompts; both are loaded when a step first needs them."""
 
-    def __init__(self, wish: Wish, model: str, adapter: Path, out: Path, tick: Callable[[str], None], name: str = "decode") -> None:
-        self.wish, self.named, self.adapter, self.out, self.tick, self.name = wish, model, adapter, out, tick, name
+    def __init__(self, wish: Wish, model: str, out: Path, tick: Callable[[str], None], name: str = "decode") -> None:
+        self.wish, self.named, self.out, self.tick, self.name = wish, model, out, tick, name
 
     @property
     def trained(self) -> bool:
         """Whether there is a trained adapter."""
         from ..lm.adapter import WEIGHTS
 
-        return (self.adapter / WEIGHTS).is_file()
+        return (self.wish.adapter / WEIGHTS).is_file()
 
     @cached_property
     def speaker(self) -> Any:
@@ -128,15 +130,28 @@ class Bench:
         places = {id(each) for each in judged}
         return judged, spread_over([each for each in every if id(each) not in places], self.wish.held)
 
+    def _drafters(self) -> dict[str, tuple[Engine, Sequence[dict[str, Any]]]]:
+        """Lossless ways that may be the fastest, each with the settings to try: what was trained, and n-grams of the text itself."""
+        model, found = self.speaker.model, dict[str, tuple[Engine, Sequence[dict[str, Any]]]]()
+        if self.trained:
+            found["kangaroo"] = ways.with_adapter(model, self.wish.adapter), DRAFTS
+        if self.wish.grams.is_dir():
+            found["n-grams, taught"] = Engine.load(self.wish.grams, model), OFFERS
+        found["n-grams"] = Engine(model, "ngram"), OFFERS
+        return found
+
     @cached_property
-    def drafter(self) -> Engine:
-        """The lossless method: the trained adapter at its fastest setting on the held prompts, else the first layers alone."""
-        if not self.trained:
-            return Engine(self.speaker.model, "layerskip", depth=2, sure=0.5, lookup=2)
-        engine = ways.with_adapter(self.speaker.model, self.adapter)
+    def drafters(self) -> dict[str, Engine]:
+        """Each of them at its fastest setting on the held prompts, the fastest of all first."""
+        speeds, engines = dict[str, float](), dict[str, Engine]()
         with record.run(self.out, f"{self.name}-choice", {"model": self.label, "prompts": self.wish.held}, 0) as made:
-            best, made["tried"] = choose.fastest(self.speaker.model, engine, DRAFTS, self.asked[1], self._short, 0.0, self.tick)
-        return best or engine
+            made["tried"] = {}
+            for label, (engine, grid) in self._drafters().items():
+                best, tried = choose.fastest(self.speaker.model, engine, grid, self.asked[1], self._short, 0.0, self.tick)
+                made["tried"][label] = tried
+                engines[label], speeds[label] = best or engine, max(float(each["over_generate"]) for each in tried)
+            made["order"] = sorted(engines, key=lambda label: -speeds[label])
+        return {label: engines[label] for label in made["order"]}
 
     @property
     def _short(self) -> int:
@@ -144,9 +159,9 @@ class Bench:
         return max(1, self.wish.tokens // 2)
 
     def _ways(self) -> list[Way]:
-        model = self.speaker.model
-        label = "kangaroo" if self.trained else "layerskip, untrained"
-        return [ways.plain(model), ways.ours(ways.FULL, Engine(model, ways.FULL), "full depth"), ways.ours("draft", self.drafter, label)]
+        """Untouched, our full depth, and the drafter that was the fastest on the held prompts."""
+        model, (label, engine) = self.speaker.model, next(iter(self.drafters.items()))
+        return [ways.plain(model), ways.ours(ways.FULL, Engine(model, ways.FULL), "full depth"), ways.ours("draft", engine, label)]
 
     def _setup(self, name: str, tokens: int) -> Setup:
         return Setup(tokens, self.out, name, {"model": self.label, "data": self.wish.data.parent.name}, self.tick)
@@ -190,9 +205,8 @@ class Bench:
         rows = {row["key"]: row for row in made["decode"]}
         summary["decode/unequal_prompts"] = sum(row["unequal"] for row in rows.values() if row["lossless"])
         summary["decode/full_over_generate"] = rows[ways.FULL]["over_generate"]["median"]
-        if self.trained:
-            summary["decode/lossless_over_generate"] = rows["draft"]["over_generate"]["median"]
-            summary["decode/lossless_over_full"] = rows["draft"]["over_full"]["median"]
+        summary["decode/lossless_over_generate"] = rows["draft"]["over_generate"]["median"]
+        summary["decode/lossless_over_full"] = rows["draft"]["over_full"]["median"]
 
     def rivals(self) -> None:
         """The same on fewer prompts, with transformers' own early-exit drafting and `economize`."""
@@ -201,7 +215,8 @@ class Bench:
         absent = [each for each in others if isinstance(each, ways.Absent)]
         able, failed = ways.tried([each for each in others if isinstance(each, Way)], self.asked[0][0].inputs)
         skip = Engine(model, "layerskip", depth=2)
-        own = [*self._ways(), ways.ours("layerskip", skip, "layerskip, untrained, depth 2")]
+        rest = [ways.ours(label, engine, label) for label, engine in list(self.drafters.items())[1:]]
+        own = [*self._ways(), *rest, ways.ours("layerskip", skip, "layerskip, untrained, depth 2")]
         few = spread_over(self.asked[0], self.wish.few)
         made = run.run(model, few, [*own, *able], [*absent, *failed], self._setup("decode-rivals", self._short))
         print(table.render(made))
