@@ -54,7 +54,7 @@ class Wish:
     def of(given: Any) -> Wish:
         """From the arguments of the command line, and the environment."""
         own = {name: getattr(given, name) for name in ("prompts", "few", "tokens", "long", "repeats")}
-        paths = {name: Path(getattr(given, name)) for name in ("adapter", "grams", "data") if getattr(given, name)}
+        paths: dict[str, Any] = {name: Path(getattr(given, name)) for name in ("adapter", "grams", "data") if getattr(given, name)}
         known = {name: value for name, value in own.items() if value is not None}
         return Wish(model=given.model or os.environ.get(MODEL), second=os.environ.get(SECOND), **known, **paths)
 

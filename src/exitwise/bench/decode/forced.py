@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...engine import Engine
 from ...method import Method
@@ -60,7 +60,7 @@ def realised(model: Any, rows: int, depths: Sequence[int], repeats: int, tokens:
     """Share of the possible saving that is realised: (T_full - T_exits) / (T_full - T_ideal), of medians. Depths are dealt to rows in
     turn."""
     given = inputs(model, rows, prompt)
-    how = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": []}
+    how: dict[str, Any] = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": []}
     never, forced = Engine(model, "never"), exits(model, depths)
     dealt = sorted(depths[row % len(depths)] for row in range(rows))
 
@@ -107,7 +107,7 @@ def pieces(depths: Sequence[int]) -> list[tuple[int, int, int]]:
     return out
 
 
-def inputs(model: Any, rows: int, prompt: int) -> dict[str, Tensor]:
+def inputs(model: Any, rows: int, prompt: int) -> dict[str, Any]:
     """Random words, the same each time."""
     dice = torch.Generator().manual_seed(0)
     ids = torch.randint(5, model.config.vocab_size, (rows, prompt), generator=dice)

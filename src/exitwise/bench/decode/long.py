@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...engine import Engine
 
@@ -31,7 +30,7 @@ def prompts(vocabulary: int, rows: int, longest: int, seed: int = 0) -> list[lis
     return [torch.randint(5, vocabulary, (length,), generator=dice).tolist() for length in lengths(rows, longest)]
 
 
-def padded(texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+def padded(texts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """One batch, pads on the left."""
     longest = max(map(len, texts))
     rows = [[0] * (longest - len(text)) + list(text) for text in texts]

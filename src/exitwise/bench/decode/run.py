@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Asked:
     @property
     def length(self) -> int:
         """Tokens of the prompt."""
-        return self.inputs["input_ids"].shape[1]
+        return int(self.inputs["input_ids"].shape[1])
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def run(model: Any, prompts: Sequence[Asked], ways: Sequence[Way], absent: Seque
             setup.tick(f"{setup.name}: prompt {place + 1} of {len(prompts)}")
             shift = place % len(ways)  # each way is the first as often as any other
             turn = [*ways[shift:], *ways[:shift]]
-            lines.append(cells.once(f"{place:05d}", lambda one=one, turn=turn: answered(model, one, turn, setup.tokens, warm)))
+            lines.append(cells.once(f"{place:05d}", partial(answered, model, one, turn, setup.tokens, warm)))
         made["task"] = {"kind": "continue", "items": len(prompts), "folder": str(setup.about.get("data", "")), "tokens": setup.tokens}
         made["decode"] = [_row(way, lines) for way in ways]
         made["absent"] = [{"key": each.key, "reason": each.reason} for each in absent]

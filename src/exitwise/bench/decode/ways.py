@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ... import families, methods
 from ...engine import Engine
@@ -19,7 +18,7 @@ from ...errors import ExitwiseError, FingerprintError
 
 PLAIN, FULL, ASSISTANT = "generate", "never", "assistant_early_exit"
 RIVAL = "economize"
-Inputs = Mapping[str, Tensor]  # input_ids and attention_mask of one prompt
+Inputs = Mapping[str, Any]  # input_ids and attention_mask of one prompt
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,14 @@ class Absent:
     reason: str
 
 
+def _at_once(write: Write) -> Callable[[], AbstractContextManager[Write]]:
+    """For what needs nothing made ready."""
+    return lambda: nullcontext(write)
+
+
 def plain(model: Any) -> Way:
     """The untouched model."""
-    return Way(PLAIN, "generate", partial(nullcontext, partial(_generated, model.generate)), {})
+    return Way(PLAIN, "generate", _at_once(partial(_generated, model.generate)), {})
 
 
 def _generated(generate: Callable[..., Any], given: Inputs, most: int, **more: Any) -> Text:
@@ -98,7 +102,7 @@ def ours(key: str, engine: Engine, label: str | None = None) -> Way:
     plan = engine.plan()
     drafts = plan.decoding is not None and plan.decoding.draft is not None
     settings = {"method": engine.method_name, **engine.settings_dict()}
-    return Way(key, label or key, partial(nullcontext, partial(_ours, engine)), settings, drafts or engine.method_name == FULL)
+    return Way(key, label or key, _at_once(partial(_ours, engine)), settings, drafts or engine.method_name == FULL)
 
 
 def _ours(engine: Engine, given: Inputs, most: int) -> Text:
