@@ -167,7 +167,7 @@ def test_drafted_samples_follow_the_models_law() -> None:
     want = [float(law[k]) for k in kept]
     counts = [seen.count(k) for k in kept]
     parts = zip([*counts, len(seen) - sum(counts)], [*want, 1 - sum(want)])
-    assert len(seen) > 200 and sum((n - len(seen) * p) ** 2 / (len(seen) * p) for n, p in parts) < 25
+    assert len(seen) > 150 and sum((n - len(seen) * p) ** 2 / (len(seen) * p) for n, p in parts) < 25
 
 
 @pytest.mark.parametrize("method, knobs", [("never", {}), ("layerskip", {"depth": 2, "lookup": 1})])
