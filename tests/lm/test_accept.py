@@ -13,7 +13,7 @@ from exitwise.errors import InputError
 from exitwise.lm.accept import accepted, greedy_match, speculative_sample
 from exitwise.lm.asked import Asked
 
-DRAWS = 20_000
+DRAWS = 6_000
 
 
 def asked(**more: Any) -> Asked:

@@ -81,7 +81,12 @@ def test_stop_strings_end_rows_as_in_generate(method: str) -> None:
     model, _ = made("llama")
     inputs, knobs = batch(*MIXED), {"depth": 2} if method == "layerskip" else {}
     text = plain(model, inputs, max_new_tokens=12)[0, -6:-4].tolist()
-    more: dict[str, Any] = {"stop_strings": ["".join(chr(97 + t) for t in text)], "tokenizer": Letters(), "max_new_tokens": 12}
+    more: dict[str, Any] = {
+        "stop_strings": ["".join(chr(97 + t) for t in text)],
+        "tokenizer": Letters(),
+        "max_new_tokens": 12,
+        "eos_token_id": 1,
+    }  # with an end, `generate` pads
     want = plain(model, inputs, **more)
     out = Engine(model, method, **knobs).generate(**inputs, **more)
     assert torch.equal(out.sequences, want) and len({len(t) for t in out.drafts.tokens}) > 1
@@ -100,7 +105,11 @@ def test_rounds_of_drafts_call_the_deep_layers_once_each() -> None:
     for rows in (batch(7), batch(*MIXED)):
         model, _ = made("llama")
         calls = counted(model)
-        out = Engine(model, "layerskip", depth=2, drafts=3).generate(**rows, max_new_tokens=25)
+        told = [0] * len(rows["input_ids"])
+        out = Engine(model, "layerskip", depth=2, drafts=3).generate(
+            **rows, max_new_tokens=25, on_tokens=lambda row, tokens, told=told: told.__setitem__(row, told[row] + 1)
+        )
+        assert calls[3] == max(told)  # once for the prompt and once a round, however many rows there are
         assert sum(calls) == out.trace.calls["model.layers"] and calls[0] == calls[1] and calls[2] == calls[3]
         if len(rows["input_ids"]) == 1:
             assert calls[3] == out.drafts.rounds + 1 and calls[0] == out.drafts.drafted + out.drafts.rounds + 1
@@ -110,6 +119,14 @@ def test_rounds_of_drafts_call_the_deep_layers_once_each() -> None:
         calls[:] = [0] * 4
         out = Engine(model, "never").generate(**rows, max_new_tokens=25)
         assert calls == [25] * 4 and out.trace.calls == {"model.layers": 100} and out.trace.head_calls == 25
+
+
+def test_no_more_is_drafted_than_may_be_written() -> None:
+    """The model's own token must still fit: of 2 new tokens none is drafted, and a prompt at the end of the context does not pass it."""
+    model, _ = made("gpt2")  # positions beyond its context have no embedding
+    engine = Engine(model, "layerskip", depth=2, drafts=6)
+    for most, drafted in ((2, 0), (3, 1)):
+        assert engine.generate(**batch(256 - most), max_new_tokens=most).drafts.drafted == drafted
 
 
 def test_a_surer_draft_is_shorter() -> None:
@@ -134,23 +151,23 @@ def test_samples_repeat_with_their_seed(method: str, knobs: dict[str, Any]) -> N
 
 
 def test_drafted_samples_follow_the_models_law() -> None:
-    """The second new token after a first one, from 1,500 runs with drafts, against the model's law: chi-square over the five likeliest
-    words and the rest below 25, which 5 degrees of freedom pass by chance once in 7,000 (the seeds are fixed)."""
+    """The second new token after a first one, in those of 1,500 drafted runs that begin with it, against the model's law: chi-square over
+    the five likeliest words and the rest below 25, which 5 degrees of freedom pass by chance once in 7,000 (the seeds are fixed)."""
     model, _ = made("llama")
     ids = batch(5)["input_ids"]
     first = int(plain(model, {"input_ids": ids}, max_new_tokens=1)[0, -1])
     with torch.no_grad():
-        law = (model(torch.cat([ids, torch.tensor([[first]])], 1)).logits[0, -1] / 3).softmax(-1)
+        law = model(torch.cat([ids, torch.tensor([[first]])], 1)).logits[0, -1].softmax(-1)
     engine, seen = Engine(model, "layerskip", depth=1, drafts=1), []
     many = ids.expand(150, -1)
-    for seed in range(30):
-        out = engine.generate(input_ids=many, do_sample=True, temperature=3.0, top_k=0, max_new_tokens=3, seed=seed).sequences[:, 5:]
+    for seed in range(10):
+        out = engine.generate(input_ids=many, do_sample=True, top_k=0, max_new_tokens=3, seed=seed).sequences[:, 5:]
         seen += out[out[:, 0] == first][:, 1].tolist()
     kept = law.topk(5).indices.tolist()
     want = [float(law[k]) for k in kept]
     counts = [seen.count(k) for k in kept]
     parts = zip([*counts, len(seen) - sum(counts)], [*want, 1 - sum(want)])
-    assert len(seen) > 300 and sum((n - len(seen) * p) ** 2 / (len(seen) * p) for n, p in parts) < 25
+    assert len(seen) > 150 and sum((n - len(seen) * p) ** 2 / (len(seen) * p) for n, p in parts) < 25
 
 
 @pytest.mark.parametrize("method, knobs", [("never", {}), ("layerskip", {"depth": 2, "lookup": 1})])
