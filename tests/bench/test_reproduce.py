@@ -190,8 +190,15 @@ def test_each_row_is_measured_or_said_to_be_missing(place, asker, tmp_path, numb
 
 
 def test_answers_of_several_tokens_are_judged_without_ramps_and_the_table_says_so(place, asker, tmp_path):
-    """The last three items choose among colours, some of several tokens: `Engine.choose` scores them."""
-    run = run_table("1", "answer", {"checkpoint": asker}, place, tmp_path, limit=None)
+    """Two answers begin with the same word: `Engine.choose` scores them."""
+    said = ["red green", "red blue", "black"]
+    rows = [{"image": f"{c}.png", "question": "which?", "answer": said[i], "candidates": said} for i, c in enumerate(("red", "blue"))]
+    folder = tmp_path / "data" / "answer"
+    folder.mkdir(parents=True)
+    (folder / "images").symlink_to(place / "answer" / "images")
+    for split in ("calibration", "test"):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = run_table("1", "answer", {"checkpoint": asker}, tmp_path / "data", tmp_path / "out")
     assert all(run["rivals"][key] == {"given": None, "trained": 0, "parameters": 0, "scored": True} for key in ("deebert", "pabee"))
     assert {line["key"] for line in run["lines"] if line["measured"]} == {"base", "deebert", "pabee", "mue"}
     assert any(each.startswith("DeeBERT (decoder), PABEE (decoder): the model's own norm and head") for each in run["differences"])

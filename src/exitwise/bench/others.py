@@ -45,8 +45,7 @@ class Rivals:
     about: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def engine(self, asker: Asker, name: str) -> Engine:
-        """The method on this model, with its exits. Raises KnobError, CheckpointError and FingerprintError for given ones that do not
-        fit."""
+        """The method on this model, with its exits. Raises KnobError, CheckpointError, FingerprintError for given ones that do not fit."""
         if name in self.given:
             engine = Engine.load(self.given[name], asker.model)
             if self.scored and _ramps(engine.exits):

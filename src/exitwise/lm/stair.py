@@ -105,10 +105,38 @@ class Stair:
     def advance(self, rows: Sequence[int], depth: int, first: int = 0) -> None:
         """All tokens of these rows to a depth; tokens that lag at the same layer share its call. first: layers below it have no one to
         run."""
-        for layer in range(first, depth):
+        layer = first
+        while layer < depth:
             behind = [row for row in rows if self.have[layer][row] < len(self.ids[row])]
-            if behind:
+            last = self._alike(layer, depth, behind)
+            if last > layer + 1:
+                self._sweep(layer, last, behind)
+            elif behind:
                 self.visit(layer, behind)
+            layer = last
+
+    def _alike(self, layer: int, depth: int, behind: Sequence[int]) -> int:
+        """One past the last layer to which all rows bring the very tokens that they bring to this one, and none that lags."""
+        have, last = self.have[layer], layer + 1
+        if len(behind) < self.rows or (self.policy != "run late" and any(h < len(i) - 1 for h, i in zip(have, self.ids))):
+            return last
+        while last < depth and self.have[last] == have:
+            last += 1
+        return last
+
+    def _sweep(self, layer: int, last: int, rows: Sequence[int]) -> None:
+        """All rows run these layers, to which they bring the same tokens: the states stay at hand in between."""
+        starts, ends = list(self.have[layer]), [len(ids) for ids in self.ids]
+        tokens = max(end - start for end, start in zip(ends, starts))
+        span, _, _ = self._spanned(layer, rows, starts, tokens)
+        states = self._take(span)
+        for at in range(layer, last):
+            span, aids, seen = self._spanned(at, rows, starts, tokens, known=True)
+            states = self.backbone.run(at, states, span, self.stores[at], aids, seen)
+            self.have[at] = list(ends)
+        self._put(span, states)
+        for row, start, end in zip(rows, starts, ends):
+            self.depths[row][start:end] = [last] * (end - start)
 
     def visit(self, layer: int, rows: Sequence[int], run: Run | None = None) -> Tensor:
         """These rows run one layer, (rows, 1, width) the newest token's state after it. All have a token that the layer has not seen.
@@ -154,10 +182,12 @@ class Stair:
                 self.backbone.fill(layer, states, span, self.stores[layer], self.backbone.aids(states, span)(layer))
             have[row] = end
 
-    def _spanned(self, layer: int, rows: Sequence[int], starts: list[int], tokens: int) -> tuple[Span, dict[str, Any], Tensor | None]:
-        """The span and what goes with it, made once for the layers that it crosses."""
-        key = (tuple(rows), tuple(starts), tokens)
-        if self._span is None or self._span[0] != key:
+    def _spanned(
+        self, layer: int, rows: Sequence[int], starts: list[int], tokens: int, known: bool = False
+    ) -> tuple[Span, dict[str, Any], Tensor | None]:
+        """The span and what goes with it, made once for the layers that it crosses. known: it is the same as in the last call."""
+        key = None if known else (tuple(rows), tuple(starts), tokens)
+        if self._span is None or (not known and self._span[0] != key):
             span = Span(self._all(rows), tuple(starts), tokens, self.backbone.device)
             self._span = key, span, self.backbone.aids(self._take(span), span), {}
         _, span, aids, masks = self._span
