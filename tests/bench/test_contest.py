@@ -239,8 +239,14 @@ def test_the_recommendation_is_the_greatest_saving_with_its_reason():
 
 def test_the_recommendation_says_what_is_in_doubt():
     pair = {"better": "b", "worse": "a", "value": 0.1, "low": -0.1, "high": 0.3}
-    text = said(line("a", 0.2), line("b", 0.4, kept=0.9), pairs=[pair])
+    text = said(line("a", 0.2), line("b", 0.4, kept=0.985), pairs=[pair])
     assert "not told apart from that of a" in text and "less than the 99 % that was asked" in text
+
+
+def test_what_fell_short_by_more_than_luck_is_passed_over():
+    assert said(line("a", 0.2), line("b", 0.4, kept=0.9)).startswith("Take a: ")
+    none = said(line("b", 0.4, kept=0.9), line("c", 0.3, kept=0.8))
+    assert none.startswith("Take none: ") and "b came nearest with 90.0 %" in none and "by more than luck" in none
 
 
 def test_nothing_is_recommended_where_nothing_is_saved():

@@ -9,10 +9,22 @@ LEAST = 0.01  # of the MACs: below it nothing was saved
 
 
 def advice(run: Mapping[str, Any]) -> str:
-    """The method that saved the most MACs at what was chosen for it, if that is something; with what it kept, and how sure that is."""
+    """The method that saved the most MACs at what was chosen for it, if that is something; with what it kept, and how sure that is.
+
+    One whose judged interval lies below what was asked is passed over.
+    """
     keep, metric, items = run["config"]["keep"], run["task"]["metric"], run["task"]["items"]
     lines = [line for line in run["contest"] if line["chosen"] and not line["control"]]
     lines = sorted((line for line in lines if line["chosen"]["macs_saved"] > LEAST), key=lambda line: -line["chosen"]["macs_saved"])
+    held = [line for line in lines if line["chosen"]["kept"]["high"] >= keep]
+    if lines and not held:
+        best = max(lines, key=lambda line: line["chosen"]["kept"]["value"])
+        return (
+            f"Take none: run at full depth, because every method fell short of the {100 * keep:g} % of the {metric} that was asked, by more than luck "
+            f"on {items} judged items; {best['name']} came nearest with {100 * best['chosen']['kept']['value']:.1f} %. Choose with --margin, or on "
+            "more calibration items."
+        )
+    lines = held
     if not lines:
         return (
             f"Take none: run at full depth, because no method that fits kept {100 * keep:g} % of the {metric} on the calibration items and "
