@@ -20,9 +20,9 @@ def advice(run: Mapping[str, Any]) -> str:
     if lines and not held:
         best = max(lines, key=lambda line: line["chosen"]["kept"]["value"])
         return (
-            f"Take none: run at full depth, because every method fell short of the {100 * keep:g} % of the {metric} that was asked, by more than luck "
-            f"on {items} judged items; {best['name']} came nearest with {100 * best['chosen']['kept']['value']:.1f} %. Choose with --margin, or on "
-            "more calibration items."
+            f"Take none: run at full depth, because every method fell short of the {100 * keep:g} % of the {metric} that was asked, by more "
+            f"than luck on {items} judged items; {best['name']} came nearest with {100 * best['chosen']['kept']['value']:.1f} %. "
+            "Choose with --margin, or on more calibration items."
         )
     lines = held
     if not lines:
