@@ -20,8 +20,8 @@ def advice(run: Mapping[str, Any]) -> str:
     if lines and not held:
         best = max(lines, key=lambda line: line["chosen"]["kept"]["value"])
         return (
-            f"Take none: run at full depth, because every method fell short of the {100 * keep:g} % of the {metric} that was asked, by more "
-            f"than luck on {items} judged items; {best['name']} came nearest with {100 * best['chosen']['kept']['value']:.1f} %. "
+            f"Take none: run at full depth, because every method fell short of the {100 * keep:g} % of the {metric} that was asked, by "
+            f"more than luck on {items} judged items; {best['name']} came nearest with {100 * best['chosen']['kept']['value']:.1f} %. "
             "Choose with --margin, or on more calibration items."
         )
     lines = held
