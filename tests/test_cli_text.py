@@ -182,6 +182,6 @@ def test_bench_says_what_cannot_be_compared(folder: Path, tmp_path: Path, given:
     assert says in call("bench", folder, "--data", tmp_path / "prompts.txt", "--out", tmp_path, *given, code=2).stderr
 
 
-def test_bench_compares_language_models_only(tmp_path: Path) -> None:
+def test_bench_asks_another_model_for_its_task(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a b c\n")
-    assert "no decoder-only" in call("bench", "shipped", "--methods", "layerskip", "--data", tmp_path / "prompts.txt", code=2).stderr
+    assert "--task" in call("bench", "shipped", "--methods", "layerskip", "--data", tmp_path / "prompts.txt", code=2).stderr

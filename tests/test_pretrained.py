@@ -150,5 +150,5 @@ def test_the_commands_take_a_language_model(tmp_path: Path) -> None:
     model, folder = saved(tmp_path, pad=False)
     body = parsed("run", folder, "--prompt", "the quick brown", "--method", "static", "--set", "decoder=2", "--longest", 5)
     assert [each["depth"] for each in body["tokens"]][-4:] == [2, 2, 2, 2]
-    assert body["trace"]["calls"] == {"model.layers": 4 + 4 * 2}  # the prompt and its first token at full depth, the other four as asked
+    assert body["calls"] == 4 + 4 * 2  # the prompt and its first token at full depth, the other four as asked
     assert "no pad token" in call("run", folder, "--prompt", "a", "--longest", 2).stderr

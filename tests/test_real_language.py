@@ -28,4 +28,5 @@ def test_a_chat_of_two_rows_is_the_models_own(speaker: Speaker) -> None:
     out = Engine(speaker.model, "never").generate(**batch, max_new_tokens=6, do_sample=False)
     assert torch.equal(out.sequences, want) and "Paris" in speaker.text(want[1, -6:])
     early = Engine(speaker.model, "static", decoder=20).generate(**batch, max_new_tokens=6, do_sample=False)
-    assert (early.depth == 20).sum() >= 6 and early.trace.calls["model.layers"] == 20 * early.depth.shape[1]
+    assert (early.depth[:, 0] == 30).all()  # the prompt, and with it the first token, runs through all layers
+    assert (early.depth[:, 1:] == 20).sum() >= 5 and early.trace.calls["model.layers"] == 30 + 20 * (early.depth.shape[1] - 1)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from features import Batch, Row, batch, order
 from torch import Tensor, nn
+from written import Batch, Row, batch, order
 
 from exitwise.lm.adapter import Adapter, AdapterConfig
 from exitwise.train.language import accepted_at_once, soft_cross_entropy

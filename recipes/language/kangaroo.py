@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from answers import Answerer, answer, write
 from drafter import Drafting, Epochs, begin, judge, objective
-from features import Row, aim, read, shortlist
 from prompts import build
+from written import Row, aim, read, shortlist
 
 from exitwise.lm.adapter import AdapterConfig, save_adapter
 from exitwise.train import Settings, train

@@ -21,6 +21,7 @@ from .calibrate.promised_runs import Asked, Loss, promised_runs
 from .criteria import Fixed
 from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError, UnknownName
 from .heads import Exits, Shape
+from .lm.asked import TAKEN
 from .lm.generate import generate as lm_generate
 from .method import Method, answering
 from .reading import Reading
@@ -289,11 +290,14 @@ class Engine:
         return GenerateOutput(sequences=out.sequences, depth=depth, trace=trace, scores=out.scores if wants_scores else None)
 
     def _own_loop(self, record: bool, inputs: Mapping[str, Any]) -> bool:
-        """Whether a language model decodes in its own loop: not to record, nor with beams, scores or a cache given."""
+        """Whether a language model decodes in its own loop: not to record, nor with beams, scores, a cache or other wishes that only the
+        model's own `generate` knows, unless the method can do nothing else."""
         asks = record or self._record or inputs.get("past_key_values") is not None or inputs.get("output_scores")
         config: Any = inputs.get("generation_config") or getattr(self.model, "generation_config", None)
         beams = inputs.get("num_beams") or getattr(config, "num_beams", None) or 1
-        return self.family.language is not None and not asks and beams == 1
+        plan = self.plan()
+        foreign = plan.decoding is None and not plan.rank and any(name not in TAKEN for name in inputs)
+        return self.family.language is not None and not asks and not foreign and beams == 1
 
     def _language_plan(self, inputs: Mapping[str, Any]) -> Plan:
         """The plan for a language model's own loop: as many steps as tokens are asked for, and draws that differ from run to run."""

@@ -262,7 +262,9 @@ def test_steps_say_what_they_lack(folder: Path, tmp_path: Path, monkeypatch: pyt
     file = tmp_path / "prompts.txt"
     file.write_text("a b c\n")
     found, missing = steps("--model", str(folder), "--data", str(file), "--adapter", str(tmp_path / "none"))
-    assert found == {"realised", "memory", "long", "lossless", "rivals"} and "no trained adapter" in missing and "gemma3" in missing
+    assert (
+        found == {"realised", "memory", "long", "lossless", "rivals", "lossy"} and "no trained adapter" in missing and "gemma3" in missing
+    )
     monkeypatch.setenv(decoding.MODEL, str(folder))
     found, missing = steps("--data", str(file), "--adapter", str(adapter(tmp_path / "adapter")))
     assert "lossy" in found and "no trained adapter" not in missing
@@ -286,4 +288,6 @@ def test_the_steps_fill_their_keys(folder: Path, tmp_path: Path, capsys: pytest.
     bench = found["decode-lossless"].func.__self__  # type: ignore[attr-defined]
     judged, held = ({each.where for each in part} for part in bench.asked)
     assert len(judged) == 3 and len(held) == 2 and not judged & held  # settings are not chosen on what is judged
-    assert "kangaroo" in capsys.readouterr().out and not any(str(tmp_path) in f.read_text() for f in (tmp_path / "out").glob("*.json"))
+    (choice,) = (tmp_path / "out").glob("*decode-choice.json")
+    assert {"kangaroo", "n-grams"} == set(json.loads(choice.read_text())["tried"])  # all that can draft is tried, the fastest is judged
+    assert "full depth" in capsys.readouterr().out and not any(str(tmp_path) in f.read_text() for f in (tmp_path / "out").glob("*.json"))

@@ -19,7 +19,7 @@ DATA = Path(__file__).parents[2] / ".data"
 @pytest.fixture(scope="module", autouse=True)
 def recipe():
     """The recipe's folder on the path, as when its script runs; its modules are forgotten afterwards."""
-    names = ["answers", "drafter", "features", "prompts", "templates"]
+    names = ["answers", "drafter", "written", "prompts", "templates"]
     sys.path.insert(0, str(HERE))
     yield
     sys.path.remove(str(HERE))
@@ -66,7 +66,7 @@ def test_written_rows_come_back_parted_and_held_out(rows, tmp_path) -> None:
     _, made = rows
     part("answers").write(made, tmp_path / "0000.safetensors")
     (tmp_path / "0000.json").write_text(json.dumps([f"kind {number}" for number in range(len(made))]))
-    learn, held = part("features").read(tmp_path, 2)
+    learn, held = part("written").read(tmp_path, 2)
     assert [row.kind for row in held] == ["kind 7"] and len(learn) == len(made) - 1
     for row in (*learn, *held):
         want = made[int(row.kind.split()[1])]
@@ -76,34 +76,34 @@ def test_written_rows_come_back_parted_and_held_out(rows, tmp_path) -> None:
 def test_targets_are_the_models_law_on_the_short_list(rows, tmp_path) -> None:
     """All words listed: the softmax over everything, by word; and the own word is the answer."""
     model, made = rows
-    features = part("features")
-    features.KEPT = WORDS
-    listed = [features.Row("any", row["ids"], int(row["prompt"]), row["depth2"], row["last"]) for row in made[:3]]
+    written = part("written")
+    written.KEPT = WORDS
+    listed = [written.Row("any", row["ids"], int(row["prompt"]), row["depth2"], row["last"]) for row in made[:3]]
     everything = torch.arange(WORDS)
-    features.aim(listed, everything, model.lm_head.weight.detach())
-    batch = features.batch(listed, everything)
+    written.aim(listed, everything, model.lm_head.weight.detach())
+    batch = written.batch(listed, everything)
     law = (torch.cat([row["last"] for row in made[:3]]).float() @ model.lm_head.weight.detach().T).softmax(-1)
     found = torch.zeros_like(law).scatter(1, batch.numbers, batch.shares)
     torch.testing.assert_close(found, law, rtol=0, atol=1e-3)  # kept in half precision
     assert batch.own.tolist() == [int(word) for row in made[:3] for word in row["ids"][int(row["prompt"]) :]]
-    few = features.batch(listed, torch.tensor([0, 1, 2]))
+    few = written.batch(listed, torch.tensor([0, 1, 2]))
     assert set(few.own.tolist()) <= {-1, 0, 1, 2}
 
 
 def test_the_short_list_holds_what_is_said_most() -> None:
-    features = part("features")
-    row = features.Row("any", torch.tensor([1, 9, 9, 4, 4, 4, 2]), 3, torch.zeros(6, 2), torch.zeros(4, 2))
-    assert features.shortlist([row], 2, 10).tolist() == [2, 4] and features.shortlist([row], 3, 10).tolist() == [2, 4, 9]
+    written = part("written")
+    row = written.Row("any", torch.tensor([1, 9, 9, 4, 4, 4, 2]), 3, torch.zeros(6, 2), torch.zeros(4, 2))
+    assert written.shortlist([row], 2, 10).tolist() == [2, 4] and written.shortlist([row], 3, 10).tolist() == [2, 4, 9]
 
 
 def test_a_drafter_that_says_the_answer_is_judged_to_do_so(rows) -> None:
     """A stand-in whose logits are one-hot of the right words but for the first of each answer: all hits but one an answer."""
-    features, drafter = part("features"), part("drafter")
-    features.KEPT = 8
+    written, drafter = part("written"), part("drafter")
+    written.KEPT = 8
     model, made = rows
-    listed = [features.Row("any", row["ids"], int(row["prompt"]), row["depth2"], row["last"]) for row in made[:4]]
+    listed = [written.Row("any", row["ids"], int(row["prompt"]), row["depth2"], row["last"]) for row in made[:4]]
     everything = torch.arange(WORDS)
-    features.aim(listed, everything, model.lm_head.weight.detach())
+    written.aim(listed, everything, model.lm_head.weight.detach())
 
     class Right:
         def logits(self, given):
@@ -137,8 +137,8 @@ def test_soft_cross_entropy_by_hand() -> None:
 
 
 def test_epochs_repeat_by_number() -> None:
-    features, drafter = part("features"), part("drafter")
-    made = [features.Row("any", torch.arange(n + 3), 2, torch.full((n + 2, 2), float(n)), torch.zeros(n + 1, 2)) for n in range(10)]
+    written, drafter = part("written"), part("drafter")
+    made = [written.Row("any", torch.arange(n + 3), 2, torch.full((n + 2, 2), float(n)), torch.zeros(n + 1, 2)) for n in range(10)]
     for row in made:
         row.numbers, row.shares = torch.zeros(len(row.last), 1, dtype=torch.short), torch.ones(len(row.last), 1)
     epochs = drafter.Epochs(made, torch.arange(20), 4)

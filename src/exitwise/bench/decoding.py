@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import methods
 from ..engine import Engine
+from ..errors import FingerprintError
 from . import prompts as forms
 from . import record
 from .decode import choose, forced, long, memory, run, table, ways
@@ -136,7 +137,10 @@ class Bench:
         if self.trained:
             found["kangaroo"] = ways.with_adapter(model, self.wish.adapter), DRAFTS
         if self.wish.grams.is_dir():
-            found["n-grams, taught"] = Engine.load(self.wish.grams, model), OFFERS
+            try:
+                found["n-grams, taught"] = Engine.load(self.wish.grams, model), OFFERS
+            except FingerprintError as other:
+                self.tick(f"{self.wish.grams} is left out: {other}")
         found["n-grams"] = Engine(model, "ngram"), OFFERS
         return found
 

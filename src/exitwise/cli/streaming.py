@@ -9,10 +9,8 @@ from typing import Any
 
 from ..engine import Engine
 from ..lm.asked import asked_of
-from ..lm.backbone import Backbone
-from ..lm.loop import Loop, Written
-from ..lm.plan import Decoding
-from ..run.walk import Session
+from ..lm.generate import begin
+from ..lm.loop import Written
 from ..trace import Trace
 
 CUT = "\ufffd"  # stands where the bytes of a letter have not all come
@@ -53,11 +51,10 @@ def stream(engine: Engine, decode: Callable[[Sequence[int]], str], inputs: Mappi
     decode: token ids -> text. inputs: arguments of `generate`, one row. An interrupt ends the text early and is in what is returned.
     """
     plan = engine.plan()
-    plan = replace(plan, steps=int(inputs.get("max_new_tokens") or 20), record=False, seed=plan.seed * 1_000_003)  # as a new engine draws
-    asked, backbone = asked_of(engine.model, inputs), Backbone(engine.model, engine.family)
-    session = Session(engine.model, engine.family, plan, engine.exits)
-    loop = Loop(backbone, session, plan.decoding or Decoding(), asked)
-    out, words = Streamed(backbone.depth, trace=backbone.trace, written=loop.written), _Words(decode)
+    plan = replace(plan, record=False, seed=plan.seed * 1_000_003)  # as a new engine draws
+    asked = asked_of(engine.model, inputs)
+    loop = begin(engine.model, engine.family, plan, engine.exits, asked)
+    out, words = Streamed(loop.backbone.depth, trace=loop.backbone.trace, written=loop.written), _Words(decode)
 
     def told(row: int, tokens: list[int]) -> None:
         depths = loop.written.depths[row][-len(tokens) :]
@@ -72,7 +69,7 @@ def stream(engine: Engine, decode: Callable[[Sequence[int]], str], inputs: Mappi
     start = time.perf_counter()
     loop.run()
     out.seconds = time.perf_counter() - start
-    out.trace.head_calls += session.count.head_calls
+    out.trace.head_calls += loop.session.count.head_calls
     return out
 
 

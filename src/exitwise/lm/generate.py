@@ -13,7 +13,7 @@ from ..heads import Exits
 from ..run.walk import Plan, Session
 from ..stack import Family
 from ..trace import Trace
-from .asked import asked_of
+from .asked import Asked, asked_of
 from .backbone import Backbone
 from .heads import low_rank
 from .loop import Loop, Written
@@ -38,13 +38,9 @@ def generate(model: nn.Module, family: Family, plan: Plan, exits: Exits | None, 
     FamilyError for what cannot be done.
     """
     asked = asked_of(model, given)
-    plan = replace(plan, steps=asked.most)
     ids, streamer = given["input_ids"], given.get("streamer")
-    backbone = Backbone(model, family, lean)
-    session = Session(model, replace(family, readout=lambda _, states: backbone.readout(states)), plan, exits)  # counted
-    if plan.rank:
-        session.answers.cheaply = low_rank(backbone, plan.rank)
-    loop = Loop(backbone, session, plan.decoding or Decoding(), asked)
+    loop = begin(model, family, plan, exits, asked, lean)
+    backbone = loop.backbone
     if streamer is not None:
         streamer.put(ids.cpu())  # the prompt comes first, as in `generate`
     written = loop.run()
@@ -52,10 +48,19 @@ def generate(model: nn.Module, family: Family, plan: Plan, exits: Exits | None, 
         streamer.end()
     trace = backbone.trace
     depth = _padded(written.depths, 0)
-    trace.head_calls += session.count.head_calls
+    trace.head_calls += loop.session.count.head_calls
     trace.depth = {backbone.stack.streams[0]: depth}
     trace.tokens = {backbone.stack.streams[0]: (depth > 0).long()}
     return Generated(torch.cat([ids, _padded(written.tokens, asked.pad).to(ids)], 1), depth, trace, written)
+
+
+def begin(model: nn.Module, family: Family, plan: Plan, exits: Exits | None, asked: Asked, lean: bool = True) -> Loop:
+    """The loop that will write what is asked, with a read-out that is counted and, where the plan wants it, one of low rank for exits."""
+    plan, backbone = replace(plan, steps=asked.most), Backbone(model, family, lean)
+    session = Session(model, replace(family, readout=lambda _, states: backbone.readout(states)), plan, exits)
+    if plan.rank:
+        session.answers.cheaply = low_rank(backbone, plan.rank)
+    return Loop(backbone, session, plan.decoding or Decoding(), asked)
 
 
 def _padded(rows: list[list[int]], pad: int) -> Tensor:
