@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from exitwise.bench import record
+from exitwise.bench.table import between
 
 MARKS = "<!-- table: written by recipes/shipped/readme_table.py -->", "<!-- end of table -->"
 HEAD = (
@@ -34,9 +34,7 @@ def main(results: Path, page: Path = Path("README.md")) -> None:
     """The held-out runs first, then the demo's."""
     runs = [*record.latest(results, "heldout-"), *record.latest(results, "demo-")]
     table = "\n".join([HEAD, *(line for run in runs for line in lines(run))])
-    text = page.read_text(encoding="utf-8")
-    start, end = (re.escape(mark) for mark in MARKS)
-    page.write_text(re.sub(f"({start}\n).*?({end})", lambda found: f"{found[1]}{table}\n{found[2]}", text, flags=re.S), encoding="utf-8")
+    between(page, MARKS, table)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import torch
 from tests.lm.parts import CLOSE, backbone_of, words
 
 from exitwise.lm.adapter import Adapter, AdapterConfig
-from exitwise.lm.drafting import AdapterHead, certainty, looked_up
+from exitwise.lm.drafting import AdapterHead, certainty
 from exitwise.lm.heads import head_of, normed
+from exitwise.lm.ngrams import Grams
 from exitwise.lm.stair import Stair
 
 
@@ -20,12 +21,12 @@ from exitwise.lm.stair import Stair
     ([1, 2, 7, 5, 1, 2, 8, 4, 1, 2], 2, [8, 4]),         # the latest place counts
     ([1, 2, 3, 7, 9, 2, 3, 8, 1, 2, 3], 1, [7]),         # but a longer match goes before it
     ([1, 2, 3, 4], 3, []),                               # nothing repeats
-    ([4, 4, 4, 4], 5, [4]),                              # may overlap what it is found by
+    ([4, 4, 4, 4], 5, [4, 4, 4, 4, 4]),                  # a draft goes on from its own words, past the text's end
     ([2, 5, 2], 3, []),                                  # one token is too little
     ([], 3, []),
 ])  # fmt: skip
 def test_what_followed_last_time(ids: list[int], most: int, want: list[int]) -> None:
-    assert looked_up(ids, most) == want
+    assert Grams(1, least=2).offer(0, ids, most) == want
 
 
 def test_certainty_is_the_greatest_probability() -> None:

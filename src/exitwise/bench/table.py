@@ -1,12 +1,16 @@
-"""The one table of a run, for a terminal of 80 columns."""
+"""The one table of a run, for a terminal of 80 columns; and where a table stands in a page."""
 
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from ..errors import InputError
 
 
 def render(run: dict[str, Any], width: int = 80) -> str:
@@ -54,6 +58,16 @@ def render(run: dict[str, Any], width: int = 80) -> str:
         )
         console.print(f"{name} ({group['items']}): {told}")
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def between(page: Path, marks: tuple[str, str], table: str) -> None:
+    """Put a table into a page, in the place of what stands between two marks. Raises InputError where the marks are not there."""
+    text = page.read_text(encoding="utf-8")
+    start, end = (re.escape(mark) for mark in marks)
+    made, count = re.subn(f"({start}\n).*?({end})", lambda found: f"{found[1]}{table}\n{found[2]}", text, flags=re.S)
+    if count != 1:
+        raise InputError(f"{page} holds the marks {marks[0]!r} and {marks[1]!r} {count} times. They must stand there once, each on a line.")
+    page.write_text(made, encoding="utf-8")
 
 
 def _depths(way: dict[str, Any], streams: list[str]) -> str:

@@ -42,20 +42,6 @@ class Offers(Protocol):
     def keep(self, rows: Sequence[int]) -> None: ...
 
 
-@dataclass(frozen=True)
-class LookedUp:
-    """Offers what followed the same `least` to `gram` tokens in the text itself."""
-
-    gram: int
-    least: int
-
-    def offer(self, row: int, ids: Sequence[int], most: int) -> list[int]:
-        return looked_up(ids, most, self.gram, self.least)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        return None
-
-
 class Nobody:
     """No drafter: only what is offered is drafted, and verified from the first layer on."""
 
@@ -138,23 +124,6 @@ class AdapterHead:
         self.store.keep(torch.tensor(list(rows)))
         self.have, self.seen = [self.have[row] for row in rows], [self.seen[row] for row in rows]
         self.waiting = [self.waiting[row] for row in rows]
-
-
-def looked_up(ids: Sequence[int], most: int, gram: int = 3, least: int = 2) -> list[int]:
-    """What followed the last time that the newest tokens stood in this text: a draft that costs nothing (prompt lookup, Saxena 2023).
-
-    The longest match of `gram` down to `least` tokens counts, the latest one of it; empty where there is none.
-
-    >>> looked_up([1, 2, 3, 9, 1, 2], 3)
-    [3, 9, 1]
-    """
-    size = len(ids)
-    for length in range(min(gram, size - 1), least - 1, -1):
-        tail = list(ids[size - length :])
-        for start in range(size - length - 1, -1, -1):
-            if list(ids[start : start + length]) == tail:
-                return list(ids[start + length : start + length + most])
-    return []
 
 
 def certainty(logits: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ class Loop:
                 self.stair.append([row], [found])
                 drafts[row].extend(found)
                 if self.asked.sample:
-                    laws[row].extend(one_hot(token, self._words) for token in found)
+                    laws[row].extend(one_hot(token, self._words, self.backbone.device) for token in found)
             elif room > 0 and draft.make is not None:
                 going.append(row)
         return going

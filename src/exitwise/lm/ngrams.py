@@ -100,8 +100,8 @@ class Grams:
         self.seen, self.read = [self.seen[row] for row in rows], [self.read[row] for row in rows]
 
 
-def one_hot(token: int, words: int) -> Tensor:
+def one_hot(token: int, words: int, device: torch.device) -> Tensor:
     """(words,) the law of an offer: it was not drawn, so it is what it is for certain."""
-    law = torch.zeros(words)
+    law = torch.zeros(words, device=device)
     law[token] = 1.0
     return law

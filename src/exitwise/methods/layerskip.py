@@ -10,13 +10,14 @@ asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from ..errors import KnobError
-from ..lm.drafting import LookedUp, Offers, SharedHead
+from ..lm.drafting import Offers, SharedHead
 from ..lm.heads import short
+from ..lm.ngrams import Grams
 from ..lm.plan import Decoding, Draft
 from ..method import Knob, Method, Settings
 from ..run.walk import Plan
@@ -32,9 +33,9 @@ def offers(lookup: int) -> Callable[..., Offers] | None:
     return partial(found_before, lookup) if lookup else None
 
 
-def found_before(least: int, parts: Any, prompts: Any) -> LookedUp:
-    """See `LookedUp`."""
-    return LookedUp(least + 1, least)
+def found_before(least: int, parts: Any, prompts: Sequence[Sequence[int]]) -> Grams:
+    """N-grams of each row's own text, without a table."""
+    return Grams(len(prompts), least=least)
 
 
 def plan(settings: Settings, layers: Mapping[str, int]) -> Plan:
@@ -53,7 +54,7 @@ def plan(settings: Settings, layers: Mapping[str, int]) -> Plan:
 DRAFT_KNOBS = (
     Knob("sure", 0.0, "drafting stops once a drafted token's probability is below; 0: only after `drafts` tokens", 0.0, 1.0),
     Knob("words", 0, "the draft reads only the first so many words of the vocabulary; 0: all of them", 0, 10_000_000),
-    Knob("lookup", 0, "tokens that must have stood in the text before for a draft to be taken from there; 0: never", 0, 100),
+    Knob("lookup", 0, "tokens that must have stood in the text before for a draft to be taken from there; 0: never", 0, 5),
 )
 
 METHOD = Method(
