@@ -1,6 +1,6 @@
 """GLUE with an encoder of one's own: fine-tunes it, trains the exits of every method, and measures what they save; stopped, it goes on.
 
-Run from the project's folder: python recipes/glue/glue.py MODEL_FOLDER --task sst2 --minutes 20
+Run from the project's folder: python recipes/glue/glue.py MODEL_FOLDER --task sst2 --epochs 2.5
 MODEL_FOLDER is what `from_pretrained` reads. The rows are looked for in .data/glue; checkpoints go to .data/glue-TASK, one run to results/.
 Thresholds are chosen on rows cut off the training set; the figures are of the official dev set, which nothing was chosen on.
 """
@@ -15,11 +15,13 @@ from typing import Any
 
 from glue_data import TASKS, Encoded, parted, read
 from glue_judge import book, chosen, live, timed
-from glue_learn import SHARES, TUNED, School, full_answers, trained, tuned
+from glue_learn import EPOCHS, TUNED, School, full_answers, trained, tuned
 
 from exitwise import Engine
 from exitwise.bench import record
+from exitwise.bench.schooling import AUTO
 from exitwise.errors import InputError
+from exitwise.heads import READS
 
 KEEP = 0.99
 
@@ -34,7 +36,7 @@ def school_for(given: argparse.Namespace) -> tuple[School, dict[str, Encoded]]:
 
     task = TASKS[given.task]
     rows = read(given.task, given.data, "train")
-    learn, held = parted(rows, min(2000, len(rows) // 10), given.seed)
+    learn, held = parted(rows, min(1000, len(rows) // 10), given.seed)
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     parts = {"train": learn, "calibration": held, "dev": read(given.task, given.data, "dev")}
     sets = {name: Encoded(part, tokenizer, task.longest) for name, part in parts.items()}
@@ -43,7 +45,7 @@ def school_for(given: argparse.Namespace) -> tuple[School, dict[str, Encoded]]:
         set_seed(given.seed)
         return AutoModelForSequenceClassification.from_pretrained(given.model, num_labels=len(task.labels))
 
-    return School(make, sets["train"], given.work / f"glue-{given.task}", 60 * given.minutes, given.seed), sets
+    return School(make, sets["train"], given.work / f"glue-{given.task}", given.epochs, given.reads, given.seed), sets
 
 
 def begun(folder: Path, asked: dict[str, Any]) -> None:
@@ -76,7 +78,7 @@ def measure(run: dict[str, Any], given: argparse.Namespace, school: School, sets
     run["full"] = {**full, "macs": live(Engine(base, "never"), sets["dev"], score)["macs"]}
     tell(f"{given.task}: full depth scores {full['dev']:.2f} on dev, {full['calibration']:.2f} on the calibration rows")
     run["methods"], engines = {}, {}
-    for name in SHARES:
+    for name in EPOCHS:
         if name == TUNED:
             continue
         model, exits = trained(school, base, name)
@@ -112,7 +114,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="folder of a pretrained encoder and its tokenizer")
     parser.add_argument("--task", choices=sorted(TASKS), default="sst2")
-    parser.add_argument("--minutes", type=float, default=18.0, help="for training, all methods together; measuring comes on top")
+    parser.add_argument("--epochs", type=float, default=2.5, help="of the fine-tuning; exits take shares of it, together 1.6 times as much")
+    parser.add_argument("--reads", default=AUTO, choices=(AUTO, *READS), help="what exits read: the first token, or the mean of all")
     parser.add_argument("--data", type=Path, default=Path(".data/glue"))
     parser.add_argument("--work", type=Path, default=Path(".data"))
     parser.add_argument("--out", type=Path, default=Path("results"))
@@ -120,8 +123,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     school, sets = school_for(given)
-    begun(school.folder, {"model": str(given.model), "minutes": given.minutes, "seed": given.seed})
-    config = {"task": given.task, "minutes": given.minutes, "keep": KEEP, "rows": {name: len(rows) for name, rows in sets.items()}}
+    begun(school.folder, {"model": str(given.model), "epochs": given.epochs, "reads": given.reads, "seed": given.seed})
+    config = {
+        "task": given.task,
+        "epochs": given.epochs,
+        "reads": given.reads,
+        "keep": KEEP,
+        "rows": {name: len(rows) for name, rows in sets.items()},
+    }
     with record.run(given.out, f"glue-{given.task}", config, given.seed) as run:
         measure(run, given, school, sets)
     print(json.dumps(run["summary"], indent=1))

@@ -68,10 +68,42 @@ def read(name: str, folder: Path, split: str) -> list[Example]:
     return found
 
 
+class Within:
+    """Finds texts that stand whole, word by word, within some of these; one that is there twice counts once."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = list(dict.fromkeys(f" {text.strip()} " for text in texts))
+        self.having: dict[str, list[int]] = {}
+        for place, text in enumerate(self.texts):
+            for word in set(text.split()):
+                self.having.setdefault(word, []).append(place)
+
+    def times(self, text: str) -> int:
+        """In how many of them the text stands."""
+        rarest = min((self.having.get(word, []) for word in text.split()), key=len, default=[])
+        return sum(f" {text.strip()} " in self.texts[place] for place in rarest)
+
+
 def parted(rows: Sequence[Example], held: int, seed: int = 0) -> tuple[list[Example], list[Example]]:
-    """(rows to learn from, `held` rows to calibrate on), drawn once; no text is on both sides."""
+    """(rows to learn from, `held` rows to calibrate on), drawn once.
+
+    SST-2's training rows are sentences and their phrases, its dev rows are sentences: so the held rows are whole texts, which stand in no
+    other row, and rows that stand within a held one are learnt from no more.
+    """
     order = list(range(len(rows)))
     Random(seed).shuffle(order)
-    kept = [rows[i] for i in order[:held]]
-    texts = {(row.first, row.second) for row in kept}
-    return [row for i in order[held:] if ((row := rows[i]).first, row.second) not in texts], kept
+    everywhere = Within([row.first for row in rows])
+    kept: list[int] = []
+    for place in order:
+        if len(kept) == held:
+            break
+        if everywhere.times(rows[place].first) == 1:
+            kept.append(place)
+    inside, out = Within([rows[place].first for place in kept]), set(kept)
+    learn = [rows[place] for place in order if place not in out]
+    if learn[0].second is None:
+        learn = [row for row in learn if not inside.times(row.first)]
+    else:
+        pairs = {(rows[place].first, rows[place].second) for place in kept}
+        learn = [row for row in learn if (row.first, row.second) not in pairs]
+    return learn, [rows[place] for place in kept]

@@ -13,34 +13,38 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from exitwise import Engine, methods
+from exitwise.bench.schooling import AUTO, read_by
 from exitwise.heads import Exits
 from exitwise.train import Settings, train
 from exitwise.train.exits import Labelled, Learner
 
 ROWS = 32
 TUNED = "tuned"
-SHARES = {TUNED: 0.4, "deebert": 0.07, "fastbert": 0.08, "pabee": 0.15, "berxit": 0.2, "palbert": 0.1}  # of the time for training
-RATES = {TUNED: 5e-5, "deebert": 1e-3, "fastbert": 1e-3, "pabee": 5e-5, "berxit": 5e-5, "palbert": 5e-5}
+EPOCHS = {TUNED: 1.0, "deebert": 0.2, "fastbert": 0.2, "pabee": 0.4, "berxit": 0.6, "palbert": 0.2}  # times those of the fine-tuning
+RATES = {TUNED: 7e-5, "deebert": 1e-3, "fastbert": 1e-3, "pabee": 5e-5, "berxit": 5e-5, "palbert": 5e-5}
 DONE = "done.safetensors"
 
 
 @dataclass(frozen=True)
 class School:
-    """What every stage is given: a maker of the untuned classifier, the rows to learn from, where to write, how long in all."""
+    """What every stage is given: a maker of the untuned classifier, the rows to learn from, where to write, how often the fine-tuning sees
+    all rows, and what exits read (`schooling.read_by`)."""
 
     make: Callable[[], nn.Module]
     rows: Encoded
     folder: Path
-    seconds: float
+    epochs: float
+    reads: str = AUTO
     seed: int = 0
 
     def settings(self, stage: str) -> Settings:
-        """A stage's share of the time."""
+        """How long and how fast a stage learns: in steps, so that a busy machine changes nothing but the time."""
+        steps = max(1, round(self.epochs * EPOCHS[stage] * len(self.rows) / ROWS))
         return Settings(
             self.folder / stage,
-            seconds=self.seconds * SHARES[stage],
+            steps=steps,
             lr=RATES[stage],
-            warmup=100,
+            warmup=steps // 10,
             betas=(0.9, 0.999),
             save_every_s=120.0,
             seed=self.seed,
@@ -87,6 +91,7 @@ def trained(school: School, base: nn.Module, name: str) -> tuple[nn.Module, Exit
     engine = Engine(model, name)
     exits = engine.fresh_exits(school.seed)
     learner = Learner(model, engine.family, exits, method.frozen)
+    exits.reads = read_by(Learner(base, engine.family, exits, frozen=True).eval(), school.batch(0).inputs, school.reads)
     objective: Any = method.objective
     saved: nn.Module = exits if method.frozen else learner
     _kept(school, name, saved, lambda settings: train(learner, school.batch, objective, settings))

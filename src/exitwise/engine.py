@@ -20,10 +20,10 @@ from .calibrate.profile import ITEMS, prices_of
 from .calibrate.promised_runs import Asked, Loss, promised_runs
 from .criteria import Fixed
 from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError, UnknownName
-from .heads import Exits, Shape
+from .heads import READS, Exits, Shape
 from .lm.asked import TAKEN
 from .lm.generate import generate as lm_generate
-from .method import Method, answering
+from .method import STREAMS, Method, answering
 from .reading import Reading
 from .run.walk import Plan, Session, attached
 from .stack import Family
@@ -112,14 +112,19 @@ class Engine:
         classes = int(getattr(config, "num_labels", 0)) if self.family.classifier_of(self.model) is not None else 0
         return Shape(int(width), classes, self.layers[stream])
 
-    def fresh_exits(self, seed: int = 0) -> Exits:
-        """Untrained exits of the kind that the method wants, to be trained by its objective. Raises KnobError if it has none of its own."""
+    def fresh_exits(self, seed: int = 0, reads: str = READS[0]) -> Exits:
+        """Untrained exits of the kind that the method wants, to be trained by its objective; reads: see `Exits`.
+
+        Raises KnobError if it has none of its own, or for a decoder that is to read the mean of its tokens.
+        """
+        if reads not in READS or (reads != READS[0] and answering(self.layers) == STREAMS[-1]):
+            raise KnobError(f"reads={reads!r} is not allowed here. Allowed: {', '.join(READS)}; of a decoder only {READS[0]}.")
         if self.method.exits is None:
             raise KnobError(f"{self.method_name} trains no exits of its own: its rule reads the model's states, or its own head's answers.")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             exits = self.method.exits(self.shape())
-        exits.made_by = self.method_name
+        exits.made_by, exits.reads = self.method_name, reads
         return exits.to(next(self.model.parameters()).device)
 
     def _fitting(self, exits: Exits) -> Exits:

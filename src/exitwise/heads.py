@@ -33,6 +33,36 @@ class Said(NamedTuple):
     logits: Tensor
 
 
+READS = ("first", "mean")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A place among tokens: the mean of all real ones of each row. mask: (rows, tokens), 0 at pads; None: no pads."""
+
+    mask: Tensor | None
+
+
+Place = int | Tensor | Mean
+
+
+def state_at(state: Tensor, place: Place) -> Tensor:
+    """(rows, width) of (rows, tokens, width): the token at this place, the same for all rows or one of each, or their mean.
+
+    >>> state = torch.tensor([[[1.0], [3.0], [100.0]]])
+    >>> float(state_at(state, 1)), float(state_at(state, Mean(torch.tensor([[1, 1, 0]]))))
+    (3.0, 2.0)
+    """
+    if isinstance(place, int):
+        return state[:, place]
+    if isinstance(place, Mean):
+        if place.mask is None:
+            return state.mean(1)
+        real = place.mask.to(state)[..., None]
+        return (state * real).sum(1) / real.sum(1).clamp(min=1)
+    return state[torch.arange(len(place), device=state.device), place]
+
+
 class Head(nn.Module):
     """The off-ramp of one exit: tanh(W t + b) of the state t of one token, then a linear layer (Xin et al. 2020, arXiv:2004.12993)."""
 
@@ -79,6 +109,8 @@ class Exits(nn.Module):
     heads: one `Head` for each of the depths 1..n-1, or none (then the model's own read-out answers at every depth); depth n is always the
     model's own. parts: what a method needs besides, by name; one called 'ramps' speaks for a decoder (see `Ramps`). made_by: the name of
     the method whose file builds this kind. about: what its `exits` is given besides the shape to build them again, as JSON has it.
+    reads: what an encoder's exits are made of: 'first', the first token's state, as the papers have it; or 'mean', that of all tokens, for
+    encoders whose first token says little until late (those that were trained to be averaged).
     """
 
     def __init__(self, shape: Shape, heads: bool = True, **parts: nn.Module) -> None:
@@ -87,6 +119,7 @@ class Exits(nn.Module):
             raise KnobError(f"Heads cannot be made for {shape}. They need a classifier (classes >= 1) and two layers or more.")
         self.shape, self.made_by = shape, ""
         self.about: dict[str, Any] = {}
+        self.reads = READS[0]
         self.heads = nn.ModuleList(Head(shape) for _ in range(shape.layers - 1 if heads else 0))
         self.parts = nn.ModuleDict(parts)
 
@@ -94,6 +127,10 @@ class Exits(nn.Module):
     def ramps(self) -> nn.Module | None:
         """What speaks for a decoder's exits; None where the model's own head reads its states as they are."""
         return self.parts[RAMPS] if RAMPS in self.parts else None  # noqa: SIM401 - a ModuleDict's own `get` is not typed
+
+    def place(self, mask: Tensor | None) -> Place:
+        """Where an encoder's exits read. mask: (rows, tokens), 0 at pads."""
+        return Mean(mask) if self.reads == READS[1] else 0
 
 
 def heads_or_ramps(shape: Shape) -> Exits:
@@ -110,7 +147,8 @@ def save(exits: Exits, folder: Path, base: dict[str, Any]) -> Path:
         raise CheckpointError("These exits do not say which method builds their kind. Set `made_by` to its name (`fresh_exits` does).")
     path = folder / EXITS_FILE
     about = {
-        "shape": json.dumps(asdict(exits.shape)), "made_by": exits.made_by, "base": json.dumps(base), "about": json.dumps(exits.about)
+        "shape": json.dumps(asdict(exits.shape)), "made_by": exits.made_by, "base": json.dumps(base), "about": json.dumps(exits.about),
+        "reads": exits.reads,
     }  # fmt: skip
     part = path.with_name(path.name + ".part")
     save_file({name: value.detach().contiguous() for name, value in exits.state_dict().items()}, part, metadata=about)
@@ -128,6 +166,7 @@ class Saved:
     base: dict[str, Any]
     weights: dict[str, Tensor]
     about: dict[str, Any]
+    reads: str = READS[0]
 
     def into(self, exits: Exits) -> Exits:
         """Fill in exits of the same kind. Raises CheckpointError if these weights are not theirs."""
@@ -135,8 +174,13 @@ class Saved:
             exits.load_state_dict(self.weights)
         except RuntimeError as problem:
             raise CheckpointError(f"{self.path} does not fit exits of {self.made_by!r} ({problem}). Train and save them again.") from None
-        exits.made_by = self.made_by
+        exits.made_by, exits.reads = self.made_by, self.reads
         return exits
+
+
+def _known(reads: str | None) -> str:
+    """What a file says that its exits read. Raises KeyError for what nothing here reads."""
+    return {each: each for each in READS}[reads or READS[0]]
 
 
 def read(folder: Path) -> Saved:
@@ -147,7 +191,15 @@ def read(folder: Path) -> Saved:
             about = opened.metadata()
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
         more = json.loads(about.get("about", "{}"))
-        return Saved(path, Shape(**json.loads(about["shape"])), about["made_by"], json.loads(about["base"]), weights, more)
+        return Saved(
+            path,
+            Shape(**json.loads(about["shape"])),
+            about["made_by"],
+            json.loads(about["base"]),
+            weights,
+            more,
+            _known(about.get("reads")),
+        )
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not there, but the exits saved beside it need it. Copy both files, or train again.") from None
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as problem:

@@ -298,6 +298,28 @@ def test_training_exits_leaves_the_model_as_it_is_and_goes_on(classifier, tmp_pa
         trained(trainable(classifier, "berxit"), batch, tmp_path, Schooling(steps=4, data="b"))
 
 
+@pytest.mark.parametrize(("alike", "reads"), [(False, "first"), (True, "mean")])
+def test_where_the_first_token_says_nothing_exits_read_the_mean(classifier, tmp_path, alike, reads):
+    """A layer whose first token is made the same for all rows is what an encoder has that was trained to be averaged."""
+    layer = classifier.bert.encoder.layer[0]
+
+    def flatten(_, __, out):
+        first = torch.ones_like(out[:, :1]) if alike else 3 * out[:, 1:2]  # else it differs as the word does that stands there
+        return torch.cat([first, out[:, 1:]], 1)
+
+    hook = layer.register_forward_hook(flatten)
+    try:
+        batch = of_texts(Encoded(rows_of(classifier, 64, 3), Letters(), 32))
+        assert trained(trainable(classifier, "deebert"), batch, tmp_path, Schooling(steps=1)).reads == reads
+        again = trained(trainable(classifier, "deebert"), lambda step: pytest.fail("trained twice"), tmp_path, Schooling(steps=1))
+        assert again.reads == reads
+        assert trained(trainable(classifier, "pabee"), batch, tmp_path / "own", Schooling(steps=1, reads="first")).reads == "first"
+    finally:
+        hook.remove()
+    with pytest.raises(KnobError, match="Allowed: auto, first, mean"):
+        Schooling(reads="last")
+
+
 def test_what_cannot_be_trained_is_refused(classifier):
     with pytest.raises(KnobError, match="mue trains no exits"):
         trainable(classifier, "mue")

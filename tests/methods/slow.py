@@ -13,9 +13,9 @@ from exitwise import Engine
 from exitwise.heads import Exits
 
 
-def exits_for(model: Any, method: str) -> Exits:
+def exits_for(model: Any, method: str, reads: str = "first") -> Exits:
     """Random exits of a method's kind, with weights of a scale at which answers differ."""
-    exits = Engine(model, method).fresh_exits(seed=3)
+    exits = Engine(model, method).fresh_exits(seed=3, reads=reads)
     dice = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for value in exits.parameters():
@@ -51,11 +51,12 @@ def by_hand(engine: Engine, inputs: Mapping[str, Any], ready: Callable[[list[Ten
             if layer == len(states):
                 said.append(own)
                 break
-            tokens.append(state[0, 0])
+            averaged = exits is not None and exits.reads == "mean"
+            tokens.append(state[0][one["attention_mask"][0].bool()].mean(0) if averaged else state[0, 0])
             with torch.no_grad():
                 if exits is not None and len(exits.heads):
                     head: Any = exits.heads[layer - 1]
-                    said.append(head.out(torch.tanh(head.pool(state[0, 0]))))
+                    said.append(head.out(torch.tanh(head.pool(tokens[-1]))))
                 else:
                     said.append(engine.family.readout(model, state)[0])  # type: ignore[misc]
             if ready(tokens, said):

@@ -18,6 +18,7 @@ from exitwise.heads import Said, Shape
 from exitwise.methods import berxit, deebert, pabee
 from exitwise.reading import Reading, View, certain, certainty, entropy_threshold
 from exitwise.run.walk import Plan, attached
+from exitwise.train.exits import Learner
 
 READERS = ("deebert", "pabee", "fastbert", "berxit", "palbert")
 CLASSIFIERS = ("bert", "roberta", "distilbert", "deberta", "albert", "vit")
@@ -95,11 +96,12 @@ def test_being_right_is_what_the_shared_layer_says() -> None:
     assert berxit.right(view).item() == pytest.approx(1 - 0.880797, abs=1e-6)
 
 
-def fitted(case: str, method: str, share: float = 0.5) -> tuple[Engine, dict[str, Tensor]]:
-    """An engine with random exits whose threshold lies inside what it measures on 18 rows."""
+def fitted(case: str, method: str, share: float | None = None, reads: str = "first") -> tuple[Engine, dict[str, Tensor]]:
+    """An engine with random exits whose threshold lies inside what it measures on 18 rows; means are more alike, so it lies higher there."""
+    share = share if share is not None else 0.5 if reads == "first" else 0.8
     model, inputs = made(case)
     inputs = more_rows(inputs, copies=9)
-    engine = Engine(model, method, exits=exits_for(model, method))
+    engine = Engine(model, method, exits=exits_for(model, method, reads))
     stream = next(iter(engine.layers))
     sure = engine.run(record=True, **inputs).trace.sureness[stream][:, :-1]
     if method == "pabee":
@@ -134,16 +136,18 @@ def decide(engine: Engine, method: str) -> Any:
 
 
 PAIRS = [
-    *(("bert", method) for method in READERS),
-    *((case, "deebert") for case in CLASSIFIERS[1:]),
-    ("albert", "palbert"),
-    ("vit", "pabee"),
+    *(("bert", method, "first") for method in READERS),
+    *(("bert", method, "mean") for method in READERS),
+    *((case, "deebert", "first") for case in CLASSIFIERS[1:]),
+    ("albert", "palbert", "first"),
+    ("roberta", "deebert", "mean"),
+    ("vit", "pabee", "first"),
 ]
 
 
-@pytest.mark.parametrize(("case", "method"), PAIRS)
-def test_live_exits_are_those_of_a_slow_loop(case: str, method: str) -> None:
-    engine, inputs = fitted(case, method)
+@pytest.mark.parametrize(("case", "method", "reads"), PAIRS)
+def test_live_exits_are_those_of_a_slow_loop(case: str, method: str, reads: str) -> None:
+    engine, inputs = fitted(case, method, reads=reads)
     with torch.no_grad():
         depths, want = by_hand(engine, inputs, decide(engine, method))
     out = engine.run(**inputs)
@@ -157,9 +161,10 @@ def test_live_exits_are_those_of_a_slow_loop(case: str, method: str) -> None:
     assert out.trace.rows[next(iter(out.trace.rows))] == sum(depths)
 
 
+@pytest.mark.parametrize("reads", ["first", "mean"])
 @pytest.mark.parametrize("method", READERS)
-def test_a_batch_says_what_each_row_says_alone(method: str) -> None:
-    engine, inputs = fitted("bert", method)
+def test_a_batch_says_what_each_row_says_alone(method: str, reads: str) -> None:
+    engine, inputs = fitted("bert", method, reads=reads)
     together = engine.run(**inputs)
     for row in range(18):
         single = engine.run(**alone(inputs, row, strip=True))
@@ -249,17 +254,33 @@ def test_without_trained_heads_the_models_own_head_is_read() -> None:
     torch.testing.assert_close(out.logits, want, **CLOSE)
 
 
+@pytest.mark.parametrize("reads", ["first", "mean"])
 @pytest.mark.parametrize("method", READERS)
-def test_engines_with_exits_are_kept_and_come_back(method: str, tmp_path: Any) -> None:
-    engine, inputs = fitted("bert", method)
+def test_engines_with_exits_are_kept_and_come_back(method: str, reads: str, tmp_path: Any) -> None:
+    engine, inputs = fitted("bert", method, reads=reads)
     engine.save(tmp_path)
     assert sum(f.stat().st_size for f in tmp_path.iterdir()) < 90_000  # five heads of width 32, never the base
     again = Engine.load(tmp_path, engine.model)
+    assert again.exits is not None and again.exits.reads == reads
     assert again.settings_dict() == engine.settings_dict()
     assert torch.equal(again.run(**inputs).logits, engine.run(**inputs).logits)
     static = Engine(engine.model, "static", exits=engine.exits, text=2)
     static.save(tmp_path / "other")  # the exits of one method under the rule of another
     assert torch.equal(Engine.load(tmp_path / "other", engine.model).run(**inputs).logits, static.run(**inputs).logits)
+
+
+def test_training_reads_what_running_reads() -> None:
+    """The answers of a training step are those of the exits run, pads in the batch or not; a decoder has no mean to read."""
+    engine, inputs = fitted("bert", "deebert", reads="mean")
+    assert engine.exits is not None and not inputs["attention_mask"].all()
+    learner = Learner(engine.model, engine.family, engine.exits, frozen=True).eval()
+    for depth, answer in enumerate(learner.answers(learner.walk(inputs))[:-1], 1):
+        live = Engine(engine.model, "static", exits=engine.exits, text=depth).run(**inputs)
+        torch.testing.assert_close(answer, live.logits, **CLOSE)
+    with pytest.raises(KnobError, match="of a decoder only first"):
+        Engine(made("bart")[0], "deebert").fresh_exits(reads="mean")
+    with pytest.raises(KnobError, match="reads='last' is not allowed"):
+        Engine(engine.model, "deebert").fresh_exits(reads="last")
 
 
 def test_exits_that_do_not_belong_are_refused(tmp_path: Any) -> None:

@@ -71,6 +71,18 @@ def test_no_text_is_both_learnt_and_calibrated_on() -> None:
     assert glue_data.parted(rows, 5) == (learn, held)
 
 
+def test_held_rows_are_whole_texts_and_their_parts_are_not_learnt_from() -> None:
+    """Sentences a b c d and e f g with phrases; 'b c' is in a sentence, 'c e' is in none, and letters are no words ('b' in 'bb')."""
+    texts = ["a b c d", "b c", "a", "e f g", "f", "c e", "bb"]
+    rows = [glue_data.Example(text, None, 1) for text in texts]
+    for seed in range(6):
+        learn, held = glue_data.parted(rows, 1, seed)
+        (whole,) = (row.first for row in held)
+        assert whole in {"a b c d", "e f g", "c e", "bb"}
+        gone = {"a b c d": {"b c", "a"}, "e f g": {"f"}}.get(whole, set())
+        assert {row.first for row in learn} == set(texts) - {whole} - gone
+
+
 class Spaces:
     """A tokenizer of spaces, for tests."""
 
@@ -152,7 +164,7 @@ def test_the_whole_way_and_a_second_run_that_goes_on(tmp_path: Path, monkeypatch
         "--out",
         str(tmp_path / "out"),
     ]
-    arguments += ["--minutes", "0.07", "--repeats", "1"]
+    arguments += ["--epochs", "1", "--repeats", "1"]
     run = glue.main(arguments)
     assert set(run["methods"]) == {"deebert", "fastbert", "pabee", "berxit", "palbert"}
     assert run["summary"]["glue/sst2/full"] >= 80  # one word decides: a model that learnt nothing has 50

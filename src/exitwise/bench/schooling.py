@@ -18,13 +18,15 @@ from torch import Tensor
 from .. import methods
 from ..engine import Engine
 from ..errors import CheckpointError, KnobError
-from ..heads import RAMPS, Exits
+from ..heads import RAMPS, READS, Exits
 from ..kept import fingerprint
 from ..train import Settings, train
 from ..train.exits import Labelled, Learner, Written
 from .cells import key_of
 
 DONE = "done.safetensors"
+ALIKE = 0.05  # all-MiniLM-L6, trained to be averaged: its first token differs by 0.01 at layer 3, its mean by 1.0
+AUTO, READ = "auto", "reads"
 RATES = {"heads": 1e-3, RAMPS: 5e-4}
 Batch = Callable[[int], Labelled]
 
@@ -32,13 +34,18 @@ Batch = Callable[[int], Labelled]
 @dataclass(frozen=True)
 class Schooling:
     """How long and how fast. seconds, steps: whichever ends first. lr: None takes 0.001, for a decoder 0.0005. data: what tells the rows
-    from others, for a training that goes on."""
+    from others, for a training that goes on. reads: what an encoder's exits read (`heads.Exits`), or 'auto', see `read_by`."""
 
     seconds: float | None = None
     steps: int | None = None
     lr: float | None = None
     seed: int = 0
     data: str = ""
+    reads: str = AUTO
+
+    def __post_init__(self) -> None:
+        if self.reads not in (AUTO, *READS):
+            raise KnobError(f"reads={self.reads!r} is not allowed. Allowed: {', '.join((AUTO, *READS))}.")
 
 
 def trainable(model: Any, name: str) -> Engine:
@@ -50,6 +57,16 @@ def trainable(model: Any, name: str) -> Engine:
     if not set(engine.layers) & set(method.calibrated):
         raise KnobError(f"{name} leaves at {', '.join(method.calibrated)}, and this model has {', '.join(engine.layers)}. Take another.")
     return Engine(model, name, exits=engine.fresh_exits())
+
+
+def read_by(learner: Learner, inputs: Mapping[str, Any], wished: str = AUTO) -> str:
+    """What fresh exits read: as wished, or where that is 'auto': the first token as in the papers, unless all rows have nearly the same
+    state there at some depth, as encoders have that were trained to be averaged; then the mean of all tokens."""
+    if wished != AUTO:
+        return wished
+    if learner.stack.kind == "decoder" or learner.exits.ramps is not None:
+        return READS[0]
+    return READS[1] if learner.spread(inputs) < ALIKE else READS[0]
 
 
 def trained(engine: Engine, batch: Batch, folder: Path, asked: Schooling) -> Exits:
@@ -68,12 +85,13 @@ def trained(engine: Engine, batch: Batch, folder: Path, asked: Schooling) -> Exi
         lr=asked.lr or RATES[RAMPS if exits.ramps is not None else "heads"],
     )  # fmt: skip
     try:
+        exits.reads = read_by(learner, batch(0).inputs, asked.reads)
         train(_Parts(learner), lambda step: batch(step), lambda _, one: _loss(fit, learner, one), settings)
     finally:
         for name, value in engine.model.named_parameters():
             value.requires_grad_(before[name])
-    part = done.with_name(done.name + ".part")
-    save_file({n: v.detach().contiguous() for n, v in exits.state_dict().items()}, part, metadata={k: str(v) for k, v in learnt.items()})
+    part, about = done.with_name(done.name + ".part"), {key: str(value) for key, value in learnt.items()}
+    save_file({n: v.detach().contiguous() for n, v in exits.state_dict().items()}, part, metadata={**about, READ: exits.reads})
     part.replace(done)
     return exits.eval()
 
@@ -107,4 +125,5 @@ def _read(exits: Exits, done: Path, learnt: Mapping[str, Any]) -> Exits:
     if unlike:
         raise CheckpointError(f"{done.parent} holds exits of another {', '.join(unlike)}. Give another --out, or delete it.")
     exits.load_state_dict(load_file(done))
+    exits.reads = about.get(READ, READS[0])
     return exits.eval()

@@ -101,7 +101,9 @@ def train(
     With --method the model stays as it is, and only the exits of these methods
     are trained, each for --steps or --seconds (300 without either); MODEL may
     then be a classifier of texts, with FOLDER/train.jsonl or train.tsv. Each
-    method's engine goes to OUT/NAME, for `exitwise bench --methods`. A language
+    method's engine goes to OUT/NAME, for `exitwise bench --methods`. Exits of a
+    classifier read its first token, or where that hardly differs between rows
+    the mean of all; --set reads=first or reads=mean decides. A language
     model is trained as the paper of one method does, on texts (*.txt) or chats
     (*.jsonl), and becomes an ordinary checkpoint.
 
@@ -129,8 +131,10 @@ def train(
         return show_taught(lesson, [name for name, value in foreign.items() if value is not None], as_object)
     if method is not None:
         asked = Asked(model, data, split, validation, skip_bad, seed)
-        refused = {"recipe": recipe, "set": values, "weights": weights, "epochs": epochs, "validation": validation, "bf16": bf16 or None}
-        _taught(method, asked, task and task.value, {"steps": steps, "seconds": seconds, "lr": lr}, refused, out, as_object)
+        refused = {"recipe": recipe, "weights": weights, "epochs": epochs, "validation": validation, "bf16": bf16 or None}
+        how = options.knobs(values)
+        refused |= {f"set {name}": True for name in how if name != "reads"}
+        _taught(method, asked, task and task.value, {"steps": steps, "seconds": seconds, "lr": lr, **how}, refused, out, as_object)
         return
     flags = {"lr": lr, "rows": rows, "epochs": epochs, "weights": weights and weights.value, "add_caption": add_caption}
     chosen = _recipe(recipe, task and task.value, values, {name: value for name, value in flags.items() if value is not None})

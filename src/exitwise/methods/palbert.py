@@ -85,8 +85,8 @@ def exits(shape: Shape) -> Exits:
 def objective(learner: Learner, batch: Labelled) -> dict[str, Tensor]:
     """What the depths lose, weighed by the chance to halt there, and how far these chances are from the prior."""
     walked, before, logits = learner.walk(batch.inputs), None, []
-    for state in walked.states[:-1]:
-        before, logit = learner.exits.parts[HALT](state[:, 0], before)
+    for token in learner.tokens(walked):
+        before, logit = learner.exits.parts[HALT](token, before)
         logits.append(logit)
     chances = log_chances(logits)
     task = (chances.exp() * each_loss(learner.answers(walked), batch.labels)).sum(1).mean()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..criteria import Step
 from ..errors import FamilyError, InputError
-from ..heads import Exits, Said
+from ..heads import Exits, Place, Said, state_at
 from ..reading import View
 from ..stack import Family, Stack, reach
 
@@ -34,10 +34,10 @@ class Answers:
         """A new call of the model, with so many rows."""
         self.left, self.rows = [], rows
 
-    def view(self, stack: Stack, at: Step, pair: tuple[Tensor, Tensor], places: Tensor | int, memory: dict[str, Tensor],
+    def view(self, stack: Stack, at: Step, pair: tuple[Tensor, Tensor], place: Place, memory: dict[str, Tensor],
              candidates: tuple[int, ...] | None) -> View:  # fmt: skip
-        """What a rule sees. pair: states (rows, tokens, width) before and after the layer; places: the token that is read, of each row."""
-        before, token = (state_at(state, places) for state in pair)
+        """What a rule sees. pair: states (rows, tokens, width) before and after the layer; place: what is read of each row."""
+        before, token = (state_at(state, place) for state in pair)
         return View(at, token, before, lambda: self.read(stack, at, pair[1], token, memory, candidates), memory, self.parts)
 
     def read(
@@ -100,13 +100,6 @@ class Answers:
             out[torch.tensor(rows, device=out.device), torch.tensor(places, device=out.device)] = logits.to(out)
         self.left = []
         return out
-
-
-def state_at(state: Tensor, places: Tensor | int) -> Tensor:
-    """(rows, width): the token at these places, one of each row or the same for all."""
-    if isinstance(places, int):
-        return state[:, places]
-    return state[torch.arange(len(places), device=state.device), places]
 
 
 def head_of(model: nn.Module, family: Family) -> nn.Module | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..criteria import Fixed, Rule, Step, last_real
 from ..errors import FamilyError
+from ..heads import Mean, Place, state_at
 from ..reading import Hindsight, Reading, View, enough
 from ..stack import Stack
 from .cache import rows_tensor
@@ -86,21 +87,14 @@ class Walker:
     def _answer(self, going: list[int], after: Tensor, at: Step) -> None:
         """What the head of this exit says of the rows that leave: as the rule has read it, or read now for these rows alone."""
         answers, index = self.session.answers, torch.tensor(going, device=after.device)
-        places = self._places_from_end(going, after.shape[1])
+        place = self._place(self._own_mask())
         if self.view is not None and self.view.at.layer == at.layer and self.view.was_read:
             logits = self.view.said.logits.index_select(0, index)
         else:
-            state = after.index_select(0, index)
-            token = state[torch.arange(len(going), device=state.device), torch.tensor(places, device=state.device)]
+            token = state_at(after, place).index_select(0, index)
             memory = {name: value.index_select(0, index) for name, value in self.memory.items()}
-            logits = answers.read(self.stack, at, state, token, memory).logits
-        answers.leave([self.rows[i] for i in going], logits, places)
-
-    def _places_from_end(self, going: list[int], tokens: int) -> list[int]:
-        """The token that is read of each of these rows (places among those that walk), counted from the end: -1 is the last."""
-        place = self._place(self._own_mask())
-        found = [place] * len(going) if isinstance(place, int) else [int(place[i]) for i in going]
-        return [p if p < 0 else p - tokens for p in found]
+            logits = answers.read(self.stack, at, after.index_select(0, index), token, memory).logits
+        answers.leave([self.rows[i] for i in going], logits, _from_end(place, going, after.shape[1]))
 
     def _ready(self, before: Tensor, after: Tensor, at: Step) -> list[bool]:
         """Which of the walking rows leave after this layer. At most one host synchronisation, and none where nothing is in doubt."""
@@ -138,10 +132,11 @@ class Walker:
         candidates = self.session.plan.candidates if self.stack.kind == "decoder" else None
         return self.session.answers.view(self.stack, at, (before, after), self._place(mask), self.memory, candidates)
 
-    def _place(self, mask: Tensor | None) -> Tensor | int:
-        """The token that is read: an encoder's first; a decoder's last, or where the plan says."""
+    def _place(self, mask: Tensor | None) -> Place:
+        """What is read: of an encoder what its exits say, else the first token; of a decoder the last one, or where the plan says."""
         if self.stack.kind != "decoder":
-            return 0
+            exits = self.session.answers.exits
+            return 0 if exits is None else exits.place(mask)
         return self.session.plan.place if self.session.plan.place is not None else -1 if mask is None else last_real(mask)
 
     def _look_back(self, before: Tensor, after: Tensor, at: Step) -> None:
@@ -158,8 +153,16 @@ class Walker:
             state, logits = self.seen[depth - 1]
             self.result[row] = state[i]
             if depth < at.layers and self.session.answers.trained(self.stack):
-                self.session.answers.leave([row], logits[i : i + 1], self._places_from_end([i], after.shape[1]))
+                self.session.answers.leave([row], logits[i : i + 1], _from_end(self._place(self._own_mask()), [i], after.shape[1]))
         self.rows = []
+
+
+def _from_end(place: Place, going: list[int], tokens: int) -> list[int]:
+    """The token that is read of each of these rows (places among those that walk), counted from the end: -1 is the last; none of a mean."""
+    if isinstance(place, Mean):
+        return []
+    found = [place] * len(going) if isinstance(place, int) else [int(place[i]) for i in going]
+    return [p if p < 0 else p - tokens for p in found]
 
 
 def _in_groups(leave: list[bool], group: int) -> list[bool]:

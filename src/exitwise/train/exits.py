@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exitwise.errors import FamilyError, InputError
-from exitwise.heads import Exits, Said
+from exitwise.heads import Exits, Said, state_at
 from exitwise.stack import Family, Stack
 
 from .losses import IGNORED
@@ -33,10 +33,12 @@ class Labelled:
 
 @dataclass
 class Walked:
-    """What one pass of the base gave: the state after every layer, (rows, tokens, width) each, and the model's own output."""
+    """What one pass of the base gave: the state after every layer, (rows, tokens, width) each, the model's own output, and the mask
+    (rows, tokens) that it was given."""
 
     states: list[Tensor] = field(default_factory=list)
     out: Any = None
+    mask: Tensor | None = None
 
 
 class Learner(nn.Module):
@@ -58,7 +60,7 @@ class Learner(nn.Module):
 
     def walk(self, inputs: Mapping[str, Any]) -> Walked:
         """One pass of the base at full depth, with the state after every layer."""
-        walked = Walked()
+        walked = Walked(mask=inputs.get("attention_mask"))
 
         def see(_: Any, __: Any, out: Any) -> None:
             walked.states.append(out[0] if isinstance(out, tuple) else out)
@@ -78,16 +80,27 @@ class Learner(nn.Module):
             raise FamilyError(f"Nothing reads a state of {type(self.model).__name__}. Give its family a `readout`, or exits with heads.")
         return self.family.readout(self.model, state)
 
+    def tokens(self, walked: Walked) -> list[Tensor]:
+        """(rows, width) for each exit 1..n-1: what it reads."""
+        place = self.exits.place(walked.mask)
+        return [state_at(state, place) for state in walked.states[:-1]]
+
+    def spread(self, inputs: Mapping[str, Any]) -> float:
+        """How much the state that is read differs between rows: its standard deviation over its mean size, at the exit where least."""
+        with torch.no_grad():
+            tokens = [token.float() for token in self.tokens(self.walk(inputs))]
+        return min(float(token.std(0).mean() / token.abs().mean()) for token in tokens)
+
     def said(self, walked: Walked) -> list[Said]:
         """What the exits 1..n-1 of a classifier say."""
-        early = walked.states[:-1]
+        tokens = self.tokens(walked)
         if self.exits.ramps is not None:
             memory: dict[str, Tensor] = {}
-            tokens = [self.exits.ramps(layer, state[:, 0], memory) for layer, state in enumerate(early, 1)]
-            return [Said(token, self.read(token[:, None])[:, 0]) for token in tokens]
+            spoken = [self.exits.ramps(layer, token, memory) for layer, token in enumerate(tokens, 1)]
+            return [Said(token, self.read(token[:, None])[:, 0]) for token in spoken]
         if len(self.exits.heads):
-            return [head(state[:, 0]) for head, state in zip(self.exits.heads, early, strict=True)]
-        return [Said(state[:, 0], self.read(state)) for state in early]
+            return [head(token) for head, token in zip(self.exits.heads, tokens, strict=True)]
+        return [Said(token, self.read(state)) for token, state in zip(tokens, walked.states[:-1], strict=True)]
 
     def answers(self, walked: Walked) -> list[Tensor]:
         """Logits (rows, classes) of every exit of a classifier, 1..n; those of depth n are the model's own."""
