@@ -17,7 +17,7 @@ from tests.speakers import saved
 
 from exitwise import Engine
 from exitwise.bench import decoding
-from exitwise.bench.decode import choose, forced, long, memory, run, table, ways
+from exitwise.bench.decode import choose, forced, long, memory, roofline, run, table, ways
 from exitwise.errors import FingerprintError
 from exitwise.lm.adapter import Adapter, AdapterConfig, save_adapter
 from exitwise.pretrained import Speaker, language_model
@@ -262,9 +262,8 @@ def test_steps_say_what_they_lack(folder: Path, tmp_path: Path, monkeypatch: pyt
     file = tmp_path / "prompts.txt"
     file.write_text("a b c\n")
     found, missing = steps("--model", str(folder), "--data", str(file), "--adapter", str(tmp_path / "none"))
-    assert (
-        found == {"realised", "memory", "long", "lossless", "rivals", "lossy"} and "no trained adapter" in missing and "gemma3" in missing
-    )
+    assert found == {"realised", "memory", "long", "roofline", "lossless", "rivals", "lossy"}
+    assert "no trained adapter" in missing and "gemma3" in missing
     monkeypatch.setenv(decoding.MODEL, str(folder))
     found, missing = steps("--data", str(file), "--adapter", str(adapter(tmp_path / "adapter")))
     assert "lossy" in found and "no trained adapter" not in missing
@@ -291,3 +290,24 @@ def test_the_steps_fill_their_keys(folder: Path, tmp_path: Path, capsys: pytest.
     (choice,) = (tmp_path / "out").glob("*decode-choice.json")
     assert {"kangaroo", "n-grams"} == set(json.loads(choice.read_text())["tried"])  # all that can draft is tried, the fastest is judged
     assert "full depth" in capsys.readouterr().out and not any(str(tmp_path) in f.read_text() for f in (tmp_path / "out").glob("*.json"))
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2"])
+def test_the_floor_of_a_step_is_every_product_of_the_model(case: str) -> None:
+    """Llama: q, k, v, o, gate, up and down of each layer and the head; GPT-2: four turned maps of each layer and the head."""
+    model = CASES[case][1]()[0].eval()
+    config = model.config
+    width, layers, words = config.hidden_size, config.num_hidden_layers, config.vocab_size
+    if case == "llama":
+        narrow, wide = width * config.num_key_value_heads // config.num_attention_heads, config.intermediate_size
+        want = 7 * layers + 1, layers * (2 * width * width + 2 * width * narrow + 3 * width * wide) + width * words
+    else:
+        want = 4 * layers + 1, layers * 12 * width * width + width * words
+    found = roofline.matrices(model)
+    assert (len(found), sum(w.numel() for w in found)) == want
+    made = roofline.measure(model, repeats=2, prompt=5)
+    assert made["pass_over_one"]["1"] == 1 and made["floor_s"] > 0
+    assert made["ceiling"] == pytest.approx(made["generate_s"] / made["floor_s"])
+    assert made["reached"] == pytest.approx(made["ceiling"] * made["of_ceiling"])
+    on = roofline.on_gpus(model, {"tokens_per_round": 2.0, "drafted": 30, "rounds": 10})
+    assert [each["lossless_over_full"] for each in on] == [2.0, 2.0, 2.0]  # four tokens are multiplied faster than the weights are read

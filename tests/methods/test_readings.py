@@ -97,7 +97,7 @@ def test_being_right_is_what_the_shared_layer_says() -> None:
 
 
 def fitted(case: str, method: str, share: float | None = None, reads: str = "first") -> tuple[Engine, dict[str, Tensor]]:
-    """An engine with random exits whose threshold lies inside what it measures on 18 rows; means are more alike, so it lies higher there."""
+    """An engine with random exits and a threshold inside what it measures on 18 rows; means are more alike, so it lies higher there."""
     share = share if share is not None else 0.5 if reads == "first" else 0.8
     model, inputs = made(case)
     inputs = more_rows(inputs, copies=9)

@@ -19,7 +19,7 @@ from ..engine import Engine
 from ..errors import FingerprintError
 from . import prompts as forms
 from . import record
-from .decode import choose, forced, long, memory, run, table, ways
+from .decode import choose, forced, long, memory, roofline, run, table, ways
 from .decode.run import Asked, Setup
 from .decode.ways import Way
 
@@ -82,6 +82,7 @@ def steps(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) 
         "decode-realised": partial(bench.realised, summary),
         "decode-memory": partial(bench.memory, summary),
         "decode-long": partial(bench.long, summary),
+        "decode-roofline": partial(bench.roofline, summary),
     }
     if not wish.data.is_file():
         return found, [f"{wish.data} is not there: decode/unequal_prompts and the speed on prompts are left out."]
@@ -201,6 +202,15 @@ class Bench:
         with record.run(self.out, "decode-long", {"model": self.label}, 0) as made:
             made.update(long.measure(Engine(model, ways.FULL), texts, self.wish.long, self.wish.alone, self.tick))
             summary["decode/long_unequal"], summary["decode/long_beyond_cache_mib"] = made["unequal"], made["beyond_cache_mib"]
+
+    def roofline(self, summary: Summary) -> None:
+        """The floor of a step on this machine; and what the drafts of the newest lossless run would be worth on a GPU."""
+        with record.run(self.out, "decode-roofline", {"model": self.label}, 0) as made:
+            self.tick("decode-roofline")
+            made.update(roofline.measure(self.speaker.model, self.wish.repeats))
+            summary["decode/ceiling_over_generate"] = made["ceiling"]
+            for last in record.latest(self.out, "decode-lossless")[:1]:
+                made["gpus"] = roofline.on_gpus(self.speaker.model, next(row for row in last["decode"] if row["key"] == "draft"))
 
     def lossless(self, summary: Summary) -> None:
         """Real prompts: `generate`, our full depth and self-speculation; equal texts and speed."""
