@@ -9,7 +9,6 @@ Run from the project's folder, about 10 minutes on one core: python recipes/mue/
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stage_two import Size, features, summarise, write_karpathy
+from stage_two import Size, features, write_karpathy
+from study import given, summarise
 from torch import Tensor
 
 from exitwise.bench import record
@@ -122,30 +122,18 @@ def result(found: Mapping[int, Mapping[str, Sequence[float]]]) -> dict[str, Any]
 
 def main() -> int:
     """Runs all seeds and both arms, writes a run and the keys, prints one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(".data/flickr8k"))
-    parser.add_argument("--work", type=Path, default=Path(".data/layerwise"))
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="a few photos and updates: to see that it works; the keys are not written")
-    given = parser.parse_args()
-    if len(set(given.seeds)) != len(given.seeds) or not 1 <= len(given.seeds) <= max(STUDENT):
-        parser.error(f"--seeds takes 1 to {max(STUDENT)} different numbers")
-    if not (given.data / "train.jsonl").exists():
-        print(f"skipped: {given.data} has no train.jsonl. Unpack Flickr8k there (train.jsonl, dev.jsonl, images/).", file=sys.stderr)
+    asked = given(__doc__, Path(".data/layerwise"), max(STUDENT))
+    if asked is None:
         return 0
-    torch.set_num_threads(given.threads)
-    amount = Amount(48, 24, 20, 8) if given.quick else Amount()
-    work = given.work / "quick" if given.quick else given.work
-    config = {"data": "flickr8k", "amount": vars(amount), "model": MODEL, "seeds": given.seeds, "arms": ARMS}
-    with record.run(given.out, "ofa-layerwise-quick" if given.quick else "ofa-layerwise", config, given.seeds[0]) as run:
-        study = Study(given.data, work, amount)
-        found = {seed: {arm: study.run(arm, seed) for arm in ARMS} for seed in given.seeds}
+    amount = Amount(48, 24, 20, 8) if asked.quick else Amount()
+    config = {"data": "flickr8k", "amount": vars(amount), "model": MODEL, "seeds": asked.seeds, "arms": ARMS}
+    with record.run(asked.out, "ofa-layerwise-quick" if asked.quick else "ofa-layerwise", config, asked.seeds[0]) as run:
+        study = Study(asked.data, asked.work, amount)
+        found = {seed: {arm: study.run(arm, seed) for arm in ARMS} for seed in asked.seeds}
         run.update(result(found))
     told = run["depths"][DEPTH - 1]
-    if not given.quick and told["interval"] is not None:
-        summarise(given.out, KEY, told["gain"], told["interval"])
+    if not asked.quick and told["interval"] is not None:
+        summarise(asked.out, KEY, told["gain"], told["interval"])
     print(json.dumps({"depths": run["depths"]}))
     return 0
 

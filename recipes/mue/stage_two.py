@@ -5,13 +5,12 @@ recipes' choices where so small a model allows them; its frozen stem runs once f
 rewards too, so stage one first takes it back to cross-entropy; the held-out photos were in none of its trainings. Stop it at any time: it
 goes on where it was.
 
-Run from the project's folder, about 20 minutes on two cores: python recipes/mue/stage_two.py [--data .data/flickr8k] [--quick]
-(4 for the features, which are made once; then 4 to 5 for each seed: 2 for each stage, the rest for the held-out photos.)
+Run from the project's folder, about 20 minutes on one core: python recipes/mue/stage_two.py [--data .data/flickr8k] [--quick]
+(6 for the features, which are made once; then 4 to 5 for each seed: 2 for each stage, the rest for the held-out photos.)
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -22,6 +21,7 @@ from random import Random
 from typing import Any
 
 import torch
+from study import given, summarise
 from torch import Tensor
 
 from exitwise.bench import record
@@ -169,44 +169,26 @@ def result(found: dict[int, dict[str, list[float]]]) -> dict[str, Any]:
     }
 
 
-def summarise(out: Path, key: str, value: float, interval: Sequence[float]) -> None:
-    """Puts a figure and the ends of its interval into OUT/summary.json, beside what is there."""
-    file = out / "summary.json"
-    summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    new = {key: value, f"{key}_low": interval[0], f"{key}_high": interval[1]}
-    file.write_text(json.dumps(dict(sorted({**summary, **new}.items())), indent=1) + "\n", encoding="utf-8")
-
-
 def main() -> int:
     """Runs all seeds, writes a run and the key, prints one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(".data/flickr8k"))
-    parser.add_argument("--work", type=Path, default=Path(".data/stage_two"))
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="seconds and a few photos: to see that it works; the key is not written")
-    given = parser.parse_args()
-    if not (given.data / "train.jsonl").exists():
-        print(f"skipped: {given.data} has no train.jsonl. Unpack Flickr8k there (train.jsonl, dev.jsonl, images/).", file=sys.stderr)
+    asked = given(__doc__, Path(".data/stage_two"), 100)
+    if asked is None:
         return 0
-    torch.set_num_threads(given.threads)
-    size = Size(48, 24, 2, 2) if given.quick else Size()
-    work = given.work / "quick" if given.quick else given.work
-    write_karpathy(given.data, work, size)
+    size = Size(48, 24, 2, 2) if asked.quick else Size()
+    write_karpathy(asked.data, asked.work, size)
     config = {
         "model": "shipped",
         "data": "flickr8k",
         "size": vars(size),
-        "seeds": given.seeds,
+        "seeds": asked.seeds,
         "recipes": {s: chosen_recipe(s).to_dict() for s in STAGES},
     }
-    with record.run(given.out, "ofa-stage2-quick" if given.quick else "ofa-stage2", config, given.seeds[0]) as run:
-        study = Study(work, size)
-        found = {seed: study.seed(seed) for seed in given.seeds}
+    with record.run(asked.out, "ofa-stage2-quick" if asked.quick else "ofa-stage2", config, asked.seeds[0]) as run:
+        study = Study(asked.work, size)
+        found = {seed: study.seed(seed) for seed in asked.seeds}
         run.update(result(found))
-    if not given.quick:
-        summarise(given.out, KEY, run["gain"], run["interval"])
+    if not asked.quick:
+        summarise(asked.out, KEY, run["gain"], run["interval"])
     print(json.dumps({name: run[name] for name in ("gain", "interval", "seeds", "photos")}))
     return 0
 

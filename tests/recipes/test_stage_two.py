@@ -11,6 +11,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "mue"))
 stage_two = pytest.importorskip("stage_two")
+study = pytest.importorskip("study")
 
 from exitwise.bench.tasks import load  # noqa: E402
 
@@ -55,5 +56,5 @@ def test_without_the_data_it_is_skipped_with_a_reason(
 
 def test_a_figure_goes_beside_the_others_with_its_interval(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"z": 1}')
-    stage_two.summarise(tmp_path, "a/b", 2.0, (1.5, 2.5))
+    study.summarise(tmp_path, "a/b", 2.0, (1.5, 2.5))
     assert json.loads((tmp_path / "summary.json").read_text()) == {"a/b": 2.0, "a/b_low": 1.5, "a/b_high": 2.5, "z": 1}
