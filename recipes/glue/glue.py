@@ -1,6 +1,6 @@
 """GLUE with an encoder of one's own: fine-tunes it, trains the exits of every method, and measures what they save; stopped, it goes on.
 
-Run from the project's folder: python recipes/glue/glue.py MODEL_FOLDER --task sst2 --epochs 2.5
+Run from the project's folder: python recipes/glue/glue.py MODEL_FOLDER --task sst2 --epochs 2
 MODEL_FOLDER is what `from_pretrained` reads. The rows are looked for in .data/glue; checkpoints go to .data/glue-TASK, one run to results/.
 Thresholds are chosen on rows cut off the training set; the figures are of the official dev set, which nothing was chosen on.
 """
@@ -36,7 +36,7 @@ def school_for(given: argparse.Namespace) -> tuple[School, dict[str, Encoded]]:
 
     task = TASKS[given.task]
     rows = read(given.task, given.data, "train")
-    learn, held = parted(rows, min(1000, len(rows) // 10), given.seed)
+    learn, held = parted(rows, min(500, len(rows) // 10), given.seed)
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     parts = {"train": learn, "calibration": held, "dev": read(given.task, given.data, "dev")}
     sets = {name: Encoded(part, tokenizer, task.longest) for name, part in parts.items()}
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="folder of a pretrained encoder and its tokenizer")
     parser.add_argument("--task", choices=sorted(TASKS), default="sst2")
-    parser.add_argument("--epochs", type=float, default=2.5, help="of the fine-tuning; exits take shares of it, together 1.6 times as much")
+    parser.add_argument("--epochs", type=float, default=2.0, help="of the fine-tuning; exits take shares of it, together as much again")
     parser.add_argument("--reads", default=AUTO, choices=(AUTO, *READS), help="what exits read: the first token, or the mean of all")
     parser.add_argument("--data", type=Path, default=Path(".data/glue"))
     parser.add_argument("--work", type=Path, default=Path(".data"))
