@@ -74,7 +74,7 @@ def _plain(model: nn.Module, batch: Labelled) -> dict[str, Tensor]:
 
 
 def tuned(school: School) -> nn.Module:
-    """The classifier, fine-tuned as ever, but for its table of words: what was learnt of them from much text holds for words unseen here."""
+    """The classifier, fine-tuned as ever, but for its table of words: what it knows from much text holds for words unseen here."""
     model: Any = school.make()
     model.get_input_embeddings().requires_grad_(False)
     _kept(school, TUNED, model, lambda settings: train(model, school.batch, _plain, settings))
