@@ -1,6 +1,7 @@
 """A tiny model on tiny folders, judged from end to end: order, figures and files are what they should be."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from exitwise.bench import measure, report, table, tasks
 from exitwise.bench.ask import load_pair, scores
 from exitwise.bench.demo import summary
 from exitwise.bench.ways import Request, choose, keep
+from exitwise.cost import etr
 from exitwise.errors import InputError
 
 
@@ -119,6 +121,19 @@ def test_random_exits_have_the_methods_histogram(place, asker):
     for stream, share in weights.items():
         assert sum(share) == pytest.approx(1)
         assert sum(d * s for d, s in enumerate(share, 1)) == pytest.approx(chosen.mean_depth(stream))
+
+
+def test_captions_can_be_chosen_by_what_full_depth_says(place, asker):
+    """At most the asked share of the cost; as many captions equal to full depth's own as said; references have no say."""
+    items = asker.prepare(tasks.load("caption", place / "caption", "test").items)
+    wish = Request(budget=0.7, trials=6, statics=2)
+    ways, found = choose(asker, "caption", items, wish)
+    full, ours = (asker.ask(way.engine, items) for way in ways[:2])
+    equal = [a == b for a, b in zip(full.texts, ours.texts, strict=True)]
+    assert found["quality"] == pytest.approx(100 * sum(equal) / len(equal)) and found["quality_full"] == 100
+    assert found["etr"] >= 0.3 and found["etr"] == pytest.approx(etr(ours.trace))
+    mute = [replace(one, item=replace(one.item, references=("nothing of the kind",))) for one in items]
+    assert choose(asker, "caption", mute, wish)[1]["settings"] == found["settings"]
 
 
 def test_a_folder_without_a_model_is_named():

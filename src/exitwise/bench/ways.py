@@ -9,6 +9,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Request:
-    """What calibration is asked for. margin: see `calibrate.budget.Bar`. preset: of the method; its thresholds are chosen anew."""
+    """What calibration is asked for. margin: see `calibrate.budget.Bar`. preset: of the method; its thresholds are chosen anew.
+
+    budget: of captions, instead: those most like full depth's own at this share of its cost. References say of a few hundred photos what
+    a caption is worth to some percent at best; whether it is full depth's caption is certain for each of them.
+    """
 
     keep: float = 0.99
     margin: float = 0.0
@@ -48,6 +53,7 @@ class Request:
     rows: int = 32
     seed: int = 0
     preset: str | None = None
+    budget: float | None = None
 
 
 def engine_for(asker: Asker, kind: str, preset: str | None = None, **knobs: Any) -> Engine:
@@ -133,7 +139,11 @@ def _tied(settings: dict[str, float]) -> dict[str, float]:
 
 def _captions(asker: Asker, items: Sequence[Asked], request: Request, tick: Tick) -> tuple[list[Way], dict[str, Any]]:
     how = live(asker, "caption", tick, request.rows)
-    asked: dict[str, Any] = {"keep": request.keep, "margin": request.margin, **how}
+    wish: dict[str, Any] = {"keep": request.keep, "margin": request.margin}
+    if request.budget is not None:
+        own, _ = how["predict"](Engine(asker.model, "never"), items)
+        wish, how = {"budget": request.budget}, {**how, "quality": partial(_alike, own)}
+    asked = {**wish, **how}
     base = engine_for(asker, "caption", request.preset)
     found = base.calibrate(items, trials=request.trials, **asked)
     joint = engine_for(asker, "caption", request.preset, decompose=False)
@@ -146,6 +156,11 @@ def _captions(asker: Asker, items: Sequence[Asked], request: Request, tick: Tick
         Way("static", Engine(asker.model, "static", **static), dict(static)),
     ]
     return ways, {**found.to_dict(), "tried": len(found.tried), "sweep": {"mue": _points(found.tried)}}
+
+
+def _alike(own: Sequence[str], texts: Sequence[str], items: Sequence[Asked]) -> list[float]:
+    """100 for each text that is full depth's own, else 0."""
+    return [100.0 * (text == mine) for text, mine in zip(texts, own, strict=True)]
 
 
 def _static_captions(
