@@ -136,6 +136,16 @@ def test_captions_can_be_chosen_by_what_full_depth_says(place, asker):
     assert choose(asker, "caption", mute, wish)[1]["settings"] == found["settings"]
 
 
+def test_answers_at_a_cost_stand_beside_static_depths_at_that_cost(place, asker):
+    items = asker.prepare(tasks.load("answer", place / "answer", "calibration").items)
+    ways, found = choose(asker, "answer", items, Request(budget=0.7))
+    assert found["etr"] >= 0.3 and found["budget"] == 0.7
+    said = {way.key: asker.ask(way.engine, items) for way in ways}
+    assert etr(said["mue"].trace) == pytest.approx(found["etr"]) and etr(said["static"].trace) >= found["etr"] - 1e-9
+    right = scores("answer", said["mue"].texts, [one.item for one in items])
+    assert sum(right) / len(right) == pytest.approx(100 * found["quality"])
+
+
 def test_a_folder_without_a_model_is_named():
     with pytest.raises(InputError, match="nowhere"):
         load_pair("nowhere")

@@ -4,7 +4,7 @@ Judged on the embedded sample, and, where .data/ holds them, on the held-out spl
 recipes/shipped/splits.json names.
 A step that fails is recorded and does not stop the others. `--only ofa` means ofa-speed, ofa-load and ofa-parts; `--only decode` all
 that is measured on a language model, which --model or EXITWISE_LANGUAGE_MODEL names.
-Run: python -m exitwise.bench [--only demo,caption,answer,speed,front,promise,rivals,ofa,training,decode] [--repeats 9]
+Run: python -m exitwise.bench [--only demo,caption,answer,speed,front,frugal,promise,rivals,ofa,training,decode] [--repeats 9]
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .measure import Setup, judge_on
 HELDOUT = Path(".data/heldout")
 LEDGERS = Path(".data/ledgers")
 RIVALS = Path(".data/rivals")
+BUDGETS = (0.3, 0.29)  # of the layers: the dearest static depths below are 0.29 (two layers of the image and of the decoder) and 0.25
 Summary = dict[str, float | None]
 
 
@@ -50,6 +51,16 @@ def held(kind: str, folder: Path, out: Path, summary: Summary, beams: int = 1) -
     run = judge_on(tasks.load(kind, folder, "test"), None, f"held-out {kind}", setup)
     print(table.render(run))
     _figures(summary, f"mue/{kind}", run)
+
+
+def frugal(folder: Path, out: Path, summary: Summary) -> None:
+    """Answers at costs at which one depth for all no longer does: what the rule itself adds. Chosen on calibration.jsonl."""
+    task, chosen_on = (tasks.load("answer", folder, split) for split in ("test", "calibration"))
+    for budget in BUDGETS:
+        name = f"frugal-answer-{round(100 * budget)}"
+        run = judge_on(task, chosen_on, "held-out answer", Setup(out=out, name=name, budget=budget, timed=40, gallery=0, tick=_tell))
+        print(table.render(run))
+        _figures(summary, f"mue/answer/at_{round(100 * budget)}", run)
 
 
 def timing(out: Path, summary: Summary, repeats: int) -> None:
@@ -148,6 +159,7 @@ def steps(out: Path, summary: Summary, repeats: int, beams: int, asked: rivals.A
             print(f"{folder} is not there: its figures are left out. recipes/shipped/heldout.py writes it.", file=sys.stderr)
     folder = HELDOUT / "answer"
     if (folder / "calibration.jsonl").exists() and (folder / "test.jsonl").exists():
+        found["frugal"] = partial(frugal, folder, out, summary)
         found["promise"] = lambda: promises(folder, out, summary, promise.Asked())
     here = [kind for kind in tasks.KINDS if all((HELDOUT / kind / f"{split}.jsonl").exists() for split in ("calibration", "test"))]
     if here:

@@ -37,7 +37,7 @@ STEM = "model.encoder.stem"
 class Setup:
     """How a task is judged. model: a folder of a unified model (None: the shipped one). exits: a folder of `Engine.save`, judged
     as they are
-    (None: calibrate). keep, margin, preset: see `ways.Request`. beams: for captions. timed: items on the clock.
+    (None: calibrate). keep, margin, preset, budget: see `ways.Request`. beams: for captions. timed: items on the clock.
     gallery: pictures in the report."""
 
     model: str | None = None
@@ -48,6 +48,7 @@ class Setup:
     keep: float = 0.99
     margin: float = 0.0
     preset: str | None = None
+    budget: float | None = None
     beams: int = 1
     timed: int = 24
     gallery: int = 12
@@ -90,6 +91,7 @@ def judge_on(task: tasks.Task, held: tasks.Task | None, data: str, setup: Setup)
         "beams": setup.beams,
         "keep": setup.keep,
         "margin": setup.margin,
+        "budget": setup.budget,
         "preset": setup.preset,
     }
     with record.run(setup.out, setup.name or f"bench-{kind}", config, setup.seed) as run:
@@ -119,7 +121,8 @@ def judge_on(task: tasks.Task, held: tasks.Task | None, data: str, setup: Setup)
 def _chosen(asker: Asker, held: tasks.Task, setup: Setup) -> tuple[list[Way], dict[str, Any]]:
     """The ways, chosen on the held items."""
     items = asker.prepare(held.items, lambda: setup.tick("images"))
-    return choose(asker, held.kind, items, Request(keep=setup.keep, margin=setup.margin, seed=setup.seed, preset=setup.preset), setup.tick)
+    wish = Request(keep=setup.keep, margin=setup.margin, seed=setup.seed, preset=setup.preset, budget=setup.budget)
+    return choose(asker, held.kind, items, wish, setup.tick)
 
 
 def _journal(asker: Asker, task: tasks.Task, held: tasks.Task | None, config: dict[str, Any], setup: Setup) -> Journal:

@@ -8,19 +8,22 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import methods
+from ..calibrate.front import within
 from ..calibrate.ledger import Ledger, best_static, cheapest, remeasured
+from ..calibrate.profile import prices_of
 from ..engine import Engine
 from ..kept import SETTINGS_FILE
 from ..trace import Trace
 from .ask import Asked, Asker
 from .choosing import Tick, alone, ledger, live
 
+FINE = (60, 200)  # thresholds of each encoder stream and of the decoder, where a cost is to be met closely
 LABELS = {"full": "full depth", "mue": "MuE", "joint": "MuE, joint exit", "static": "static depth", "random": "random exits"}
 
 
@@ -42,8 +45,8 @@ class Way:
 class Request:
     """What calibration is asked for. margin: see `calibrate.budget.Bar`. preset: of the method; its thresholds are chosen anew.
 
-    budget: of captions, instead: those most like full depth's own at this share of its cost. References say of a few hundred photos what
-    a caption is worth to some percent at best; whether it is full depth's caption is certain for each of them.
+    budget: instead, the best at this share of full depth's cost in layers; of captions those most like full depth's own. References say of
+    a few hundred photos what a caption is worth to some percent at best; whether it is full depth's caption is certain for each of them.
     """
 
     keep: float = 0.99
@@ -103,12 +106,15 @@ def _answers(asker: Asker, items: Sequence[Asked], request: Request, tick: Tick)
     base = engine_for(asker, "answer", request.preset)
     book = ledger(asker, base, items, request.rows, tick)
     tick("thresholds")
-    found = cheapest(book, request.keep, margin=request.margin)
+    if request.budget is None:
+        found = cheapest(book, request.keep, margin=request.margin)
+    else:
+        found = replace(within(book, request.budget, prices_of(base, "etr", ()), encoder=FINE[0], decoder=FINE[1]), front=None)
     base = base.with_settings(**found.settings)
     base.calibration = found
     joint = engine_for(asker, "answer", request.preset, decompose=False)
     batches = ({**asker.inputs([items[p] for p in places]), "use_cache": False} for places in asker.groups(items, request.rows))
-    tied = cheapest(remeasured(book, alone(joint), batches), request.keep, margin=request.margin, tied=True)
+    tied = cheapest(remeasured(book, alone(joint), batches), min(1.0, found.keep), margin=request.margin, tied=True)
     depths: dict[str, Any] = dict(best_static(book, found.etr)[0])
     ways = [
         Way("mue", base, found.settings),
