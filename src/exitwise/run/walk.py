@@ -49,8 +49,9 @@ class Plan:
     record: measure the similarity after every layer, whatever the rules need. keep_states: a decoder's
     state of the last token after every layer is kept in `Session.states` (full depth only). place: the token of a decoder's block that
     reading rules read, None for the last. candidates: the answers to which they restrict what they read. decoding: what only the loop for
-    language models can do (`exitwise.lm`); a model that carries exits in its own forward cannot. rank: exits before the last are read by a
-    head of this rank (`lm.heads.LowRank`; that loop only), 0 by the whole head.
+    language models can do (`exitwise.lm`); a model that carries exits in its own forward cannot. rank: exits before the last are read by
+    a head of this rank (`lm.heads.LowRank`; that loop only), 0 by the whole head. shadow: an oracle, in which a decoder's tokens leave in
+    their keys and values alone: every layer runs, and the model's own head answers from the last.
     """
 
     rules: Mapping[str, Rule] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class Plan:
     candidates: tuple[int, ...] | None = None
     decoding: Decoding | None = None
     rank: int = 0
+    shadow: bool = False
 
 
 class Session:
