@@ -167,8 +167,8 @@ class Engine:
         for names in needs:
             if not have.issuperset(names):
                 raise KnobError(
-                    f"{self.method_name} needs trained exits with {', '.join(names)}. Train them (docs/adding-a-method.md) "
-                    "and pass Engine(..., exits=...), or load an engine that was saved with them."
+                    f"{self.method_name} needs trained exits with {', '.join(names)}. Train them, by `exitwise train MODEL --method "
+                    f"{self.method_name}` where it fits the model, and give --exits FOLDER or Engine(..., exits=...)."
                 )
 
     # -- running ----------------------------------------------------------------------------------------------------------------

@@ -201,7 +201,8 @@ def attached(model: nn.Module, family: Family, plan: Plan, exits: Exits | None =
             raise FamilyError(f"The head of a {type(model).__name__} cannot read every layer: its family has no `readout`. Give it one.")
         if plan.decoding is not None or plan.rank:
             raise AttachError(
-                "These settings decode in a loop of their own, which nobody else can call. Use `Engine.generate` with a language model."
+                "These settings are for language models alone: they decode in a loop of their own, which nobody else can call. "
+                "Use `Engine.generate` with a language model."
             )
         session, undo = Session(model, family, plan, exits), []
         classifier = None if exits is None else placed(model, family, exits)
