@@ -172,8 +172,8 @@ class Engine:
         for names in needs:
             if not have.issuperset(names):
                 raise KnobError(
-                    f"{self.method_name} needs trained exits with {', '.join(names)}. Train them (docs/adding-a-method.md) "
-                    "and pass Engine(..., exits=...), or load an engine that was saved with them."
+                    f"{self.method_name} needs trained exits with {', '.join(names)}. Train them, by `exitwise train MODEL --method "
+                    f"{self.method_name}` where it fits the model, and give --exits FOLDER or Engine(..., exits=...)."
                 )
 
     # -- running ----------------------------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ class Engine:
         beams = inputs.get("num_beams") or getattr(config, "num_beams", None) or 1
         plan = self.plan()
         foreign = plan.decoding is None and not plan.rank and any(name not in TAKEN for name in inputs)
-        return self.family.language is not None and not asks and not foreign and beams == 1
+        return self.family.language is not None and not asks and not foreign and not plan.shadow and beams == 1
 
     def _language_plan(self, inputs: Mapping[str, Any]) -> Plan:
         """The plan for a language model's own loop: as many steps as tokens are asked for, and draws that differ from run to run."""

@@ -116,7 +116,10 @@ class Exits(nn.Module):
     def __init__(self, shape: Shape, heads: bool = True, **parts: nn.Module) -> None:
         super().__init__()
         if heads and (shape.classes < 1 or shape.layers < 2):
-            raise KnobError(f"Heads cannot be made for {shape}. They need a classifier (classes >= 1) and two layers or more.")
+            raise KnobError(
+                f"Heads answer in a classifier's classes after each layer but the last; this model has {shape.classes} classes and "
+                f"{shape.layers} layers. They need one class and two layers at least: use a method that needs no heads."
+            )
         self.shape, self.made_by = shape, ""
         self.about: dict[str, Any] = {}
         self.reads = READS[0]

@@ -119,9 +119,9 @@ class Table:
         raise AssertionError("nothing is asked where every depth is known")
 
 
-def forced(rules: Mapping[str, Any], policy: str = "propagate", decompose: bool = True) -> Method:
+def forced(rules: Mapping[str, Any], policy: str = "propagate", decompose: bool = True, shadow: bool = False) -> Method:
     """A method that is nothing but these rules."""
-    return Method("none: a test", "forced", lambda settings, layers: Plan(dict(rules), policy=policy, decompose=decompose))
+    return Method("none: a test", "forced", lambda settings, layers: Plan(dict(rules), policy=policy, decompose=decompose, shadow=shadow))
 
 
 def makeup(model: nn.Module) -> dict[str, tuple[Any, ...]]:

@@ -63,6 +63,27 @@ def test_propagate_is_the_loop_by_hand() -> None:
     assert session.trace.fills["model.decoder.layers"] == missed
 
 
+def test_a_shadow_is_full_depth_over_the_keys_and_values_of_exits() -> None:
+    """Each token runs all layers over the past as its exits left it: by hand, the last token of a loop in which only those before left."""
+    model, inputs = made("bart")
+    tokens = forced_tokens(2)
+    with Engine(model, forced({"decoder": Table(TABLE)}, shadow=True)).attached() as session:
+        got = logits(model, inputs, tokens)
+    trace = session.trace
+    assert trace.depth["decoder"].tolist() == [list(depths) for depths in TABLE]
+    assert trace.rows["model.decoder.layers"] == 2 * STEPS * 4  # all layers run
+    # every token that skipped a layer is made good when its row comes to that layer again, but for the last token
+    assert trace.fills["model.decoder.layers"] == sum(4 - d for depths in TABLE for d in depths[:-1])
+    with torch.no_grad():
+        encoded, exact = model.get_encoder()(**inputs).last_hidden_state, logits(model, inputs, tokens)
+        for row, depths in enumerate(TABLE):
+            real = int(inputs["attention_mask"][row].sum())
+            written = [model.config.decoder_start_token_id, *tokens[row, : STEPS - 1].tolist()]
+            want = [by_hand(model, encoded[row, :real], written[: t + 1], (*depths[:t], 4))[-1] for t in range(STEPS)]
+            torch.testing.assert_close(got[row], torch.stack(want), atol=2e-5, rtol=1e-5)  # float32 sums in another order
+    assert (got[:, 0] - exact[:, 0]).abs().max() < 2e-5 and (got - exact).abs().max() > 0.1
+
+
 def test_cross_attention_is_projected_once_for_each_row_and_layer_that_is_visited() -> None:
     model, inputs = made("bart")
     with Engine(model, forced({"decoder": Table(((3, 1, 1), (1, 2, 1)))})).attached() as session:

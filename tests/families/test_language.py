@@ -64,6 +64,20 @@ def test_propagate_keeps_every_tokens_own_place(case: str) -> None:
         assert (want - exact).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("case", ["gpt2", "llama"])
+def test_a_shadow_is_full_depth_over_the_keys_and_values_of_exits(case: str) -> None:
+    model, inputs = made(case)
+    family, tokens = families.of(model)[1], forced_tokens(2)
+    with Engine(model, forced({"decoder": Table(TABLE)}, shadow=True)).attached():
+        got = logits(model, inputs, tokens)
+    for row, depths in enumerate(TABLE):
+        real = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist()
+        ids = real + tokens[row, : STEPS - 1].tolist()
+        with torch.no_grad():
+            want = [by_hand(model, family, ids[: len(real) + t], len(real), (*depths[:t], 4))[-1] for t in range(STEPS)]
+        torch.testing.assert_close(got[row], torch.stack(want), atol=3e-5, rtol=1e-5)  # float32 sums in another order, logits up to 10
+
+
 @pytest.mark.parametrize("case", LANGUAGE)
 def test_the_way_in_and_out_is_the_models_own(case: str) -> None:
     model, inputs = made(case)

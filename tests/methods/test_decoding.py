@@ -125,6 +125,45 @@ def test_batch_min_waits_for_the_last_row() -> None:
     assert (seen["min"] >= seen["compact"]).all() and (seen["min"] > seen["compact"]).any()
 
 
+@pytest.mark.parametrize("case", ["t5", "ofa", "llama"])
+def test_the_oracle_of_words_leaves_in_the_keys_and_values_alone(case: str) -> None:
+    """Full depth says the words, over what exits left: on the first step they are the model's; depths are the rule's, all layers run; where
+    nothing leaves it is the model; with exact keys and values it would say nothing, and is refused."""
+    model, inputs = made(case)
+    tokens = forced_tokens(2)
+    engine = Engine(model, "calm", decay="none", **methods.load("calm").preset("oracle-words"))
+    with engine.attached(record=True, steps=8) as session:
+        want = logits(model, inputs, tokens)
+    assert torch.equal(want, logits(model, inputs, tokens))  # a threshold of 1 never leaves: the model, bit for bit
+    engine = engine.with_settings(decoder=middle(session.trace.sureness["decoder"][..., :-1], 0.5))
+    with engine.attached(steps=8) as session:
+        got = logits(model, inputs, tokens)
+    trace = session.trace
+    (path,) = trace.calls.keys() & {stack.path for stack in engine.family.stacks_of(model) if stack.kind == "decoder"}
+    depth = trace.depth["decoder"]
+    assert len(depth.unique()) >= 2 and trace.rows[path] == 4 * depth.numel() and trace.fills[path] > 0
+    torch.testing.assert_close(got[:, 0], want[:, 0], atol=3e-5, rtol=1e-5)  # nothing was written before; sums in another order
+    assert not torch.allclose(got[:, 1:], want[:, 1:], atol=1e-3)
+    out = engine.generate(**inputs, max_new_tokens=4, min_new_tokens=4)
+    assert out.depth is not None and out.depth.min() < 4 and out.trace.rows[path] == 4 * out.depth.numel()
+    for wrong in ({"keys_values": "recompute"}, {"rank": 8}):
+        with pytest.raises(KnobError, match="keys_values='propagate' and rank=0"):
+            engine.with_settings(**wrong)
+
+
+def test_batch_min_holds_for_the_oracle_of_words() -> None:
+    model, inputs = made("bart")
+    inputs, tokens = more_rows(inputs), forced_tokens(6)
+    engine = Engine(model, "calm", decay="none", words="full")
+    with engine.attached(record=True, steps=8) as session:
+        logits(model, inputs, tokens)
+    engine = engine.with_settings(decoder=middle(session.trace.sureness["decoder"][..., :-1], 0.15), batch="min")
+    with engine.attached(steps=8) as session:
+        logits(model, inputs, tokens)
+    depth = session.trace.depth["decoder"]
+    assert torch.equal(depth, depth[:1].expand_as(depth)) and depth.min() < 4
+
+
 def test_choosing_judges_the_candidates_alone() -> None:
     """The entropy is that of the candidates' first tokens, at the place where they follow the prompt; an answer's rows leave as one."""
     model, inputs = made("ofa")

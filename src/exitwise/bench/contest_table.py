@@ -32,13 +32,22 @@ def render(run: dict[str, Any], width: int = 80) -> str:
         console.print(
             f"area: mean quality over the costs {low:.2f} to {high:.2f} (share of layers) that all fronts reach, % of full depth's. from "
             "cost: the cheapest setting. kept to time: at the cheapest setting that kept "
-            f"{100 * run['config']['keep']:g} % on the calibration items; changes, counted and measured. *: a control."
+            f"{100 * run['config']['keep']:g} % on the calibration items (-: none did); changes, counted and measured. *: a control."
         )
     else:
         console.print("No area: there is no range of cost that all fronts reach. *: a control.")
     for text in _told_apart(run):
         console.print(text)
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def _points(share: float) -> str:
+    """A signed difference in points, never -0.00.
+
+    >>> _points(-0.00001), _points(0.0123)
+    ('+0.00', '+1.23')
+    """
+    return f"{round(100 * share, 2) + 0.0:+.2f}"
 
 
 def _chosen(line: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -69,6 +78,6 @@ def _told_apart(run: dict[str, Any]) -> list[str]:
         if pair["better"] == first:
             sure = "" if pair["low"] > 0 else ": not told apart"
             out.append(
-                f"{first} - {pair['worse']}: {100 * pair['value']:+.2f} points [{100 * pair['low']:+.2f}, {100 * pair['high']:+.2f}]{sure}"
+                f"{first} - {pair['worse']}: {_points(pair['value'])} points [{_points(pair['low'])}, {_points(pair['high'])}]{sure}"
             )
     return out

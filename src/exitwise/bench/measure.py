@@ -20,12 +20,12 @@ from ..engine import Engine
 from ..errors import InputError
 from ..kept import SETTINGS_FILE, fingerprint
 from ..trace import Trace
-from . import record, tasks
+from . import captioned, record, tasks
 from .ask import Asked, Asker, Said, load_pair, scores
 from .choosing import Tick
 from .compare import ratio
 from .journal import Journal
-from .metrics import bleu, bootstrap
+from .metrics import bootstrap
 from .pictures import stamp
 from .ways import Request, Way, choose, histogram, kept
 
@@ -38,7 +38,7 @@ class Setup:
     """How a task is judged. model: a folder of a unified model (None: the shipped one). exits: a folder of `Engine.save`, judged
     as they are
     (None: calibrate). keep, margin, preset, budget: see `ways.Request`. beams: for captions. timed: items on the clock.
-    gallery: pictures in the report."""
+    gallery: pictures in the report. official: the official scorers of captions too (see `official`)."""
 
     model: str | None = None
     exits: str | Path | None = None
@@ -52,6 +52,7 @@ class Setup:
     beams: int = 1
     timed: int = 24
     gallery: int = 12
+    official: bool = False
     tick: Tick = lambda _: None
 
 
@@ -70,8 +71,10 @@ def judge(
     Thresholds are chosen on `calibration` (a folder, or a split of FOLDER; default the embedded calibration sample). setup: fields of
     `Setup`. Returns the record, which is written under `out` too. Raises InputError for data that cannot be used.
     """
-    task = tasks.sample(kind, "test") if folder is None else tasks.load(kind, folder, split, skip_bad, limit, add_caption=add_caption)
     asked = Setup(**setup)
+    if asked.official:
+        captioned.wanted(kind)
+    task = tasks.sample(kind, "test") if folder is None else tasks.load(kind, folder, split, skip_bad, limit, add_caption=add_caption)
     held = None
     if asked.exits is None:
         held = tasks.sample(kind, "calibration") if calibration is None else _calibration(kind, folder, calibration, skip_bad, add_caption)
@@ -155,9 +158,8 @@ def measure(
     points = {key: scores(kind, s.texts, [a.item for a in items]) for key, s in said.items()}
     run["rows"] = [_row(way, said[way.key], points, macs, stem, clock, setup.seed) for way in ways]
     if kind == "caption":
-        references = [a.item.references for a in items]
-        for row in run["rows"]:
-            row["bleu"] = list(bleu(said[row["key"]].texts, references))
+        setup.tick("other scorers of captions")
+        captioned.fill(run, {key: one.texts for key, one in said.items()}, [a.item.references for a in items], setup.official)
     run["groups"] = groups([a.item for a in items], said, points)
     run["thresholds"] = (
         {k: v for k, v in ways[1].engine.settings_dict().items() if k in said[ways[1].key].trace.layers} if len(ways) > 1 else {}

@@ -17,8 +17,8 @@ Vector = dict[tuple[str, ...], float]
 LONGEST = 4  # n-grams of 1..4 words
 KEPT = 10_000  # items whose references a scorer keeps weighed: all of a benchmark, some of a large training
 
-_WORDS = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|[a-z0-9]+(?:[.,:/-][a-z0-9]+)*")
-_NEGATION = re.compile(r"(?<=[a-z])n't\b")
+_WORDS = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|[^\W_]+(?:[.,:/-][^\W_]+)*")
+_NEGATION = re.compile(r"(?<=[^\W\d_])n't\b")
 
 
 def words(text: str) -> list[str]:

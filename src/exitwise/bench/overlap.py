@@ -1,7 +1,7 @@
 """Captions against references by overlap of words: ROUGE-L, and METEOR as far as it goes without Java.
 
-Missing, and only to be had from the official scorers: METEOR's stages for synonyms and paraphrases with its tuned weights, and SPICE, which
-needs a parser of scenes. Figures are in 0..100, one for each item, so that `metrics.bootstrap` gives their intervals.
+Missing, and only to be had from the official scorers (`official`): METEOR's stages for synonyms and paraphrases with its tuned weights, and
+SPICE, which needs a parser of scenes. Figures are in 0..100, one for each item, so that `metrics.bootstrap` gives their intervals.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .metrics import words
 
 BETA = 1.2  # ROUGE-L: how much recall weighs over precision, as in the public caption evaluation
 ALPHA, GAMMA, POWER = 0.9, 0.5, 3.0  # METEOR (Lavie and Agarwal 2007): recall's weight, the greatest penalty, how fast it rises
-MISSING = {"METEOR": "the stages for synonyms and paraphrases", "SPICE": "all of it: use the official scorer"}
+MISSING = {"METEOR": "its stages for synonyms and paraphrases (--official)", "SPICE": "all of it (--official)"}
 _VOWEL = re.compile(r"[aeiou]|(?<=[^aeiou])y")
 
 
@@ -59,7 +59,10 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> li
     """METEOR of each candidate against its best reference, stages 'exact' and 'stem' alone (Lavie and Agarwal 2007).
 
     P R / (alpha P + (1 - alpha) R), less a penalty gamma (chunks / matches)^3, alpha 0.9, gamma 0.5. Words are matched from left to right,
-    going on with a chunk where that is possible. The official 1.5 has other weights, synonyms and paraphrases, and so higher figures.
+    going on with a chunk where that is possible. The official 1.5 is another measure: it has synonyms and paraphrases, weighs function
+    words less, was tuned to other weights, and sums up counts over the whole set, where here items are averaged. The scales do not compare:
+    on the embedded sample of captions (71 items, the shipped model at full depth) this gives 28.07, the official program 13.09; the ranks
+    of items correlate with 0.74 (Spearman).
 
     >>> round(meteor(["the cat sat"], [["the cat sat"]])[0], 2)
     98.15

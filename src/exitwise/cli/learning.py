@@ -145,7 +145,7 @@ def _found(found: Calibration, task: Task, path: Path) -> Any:
         table.add_row(f"mean cost ({found.cost['unit']})", "100 %", f"{100 * found.cost['share']:.0f} %")
     for stream, threshold in found.settings.items():
         table.add_row(f"threshold, {stream}", "1", f"{threshold:.4f}")
-    table.caption = f"saved to {path}; judge it on other items: exitwise bench --exits"
+    table.caption = f"saved to {path}; judge it on other items with exitwise bench --exits {path.parent}"
     return table
 
 

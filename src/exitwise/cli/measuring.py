@@ -73,6 +73,9 @@ def bench(
     timed: Annotated[int, typer.Option(min=0, help="With --methods: items on the clock; 0 measures no time.")] = 24,
     preset: options.Preset = None,
     beams: options.Beams = 1,
+    official: Annotated[
+        bool, typer.Option("--official", help="Captions: figures of the official scorers too (exitwise[scorers], and Java).")
+    ] = False,
     limit: options.Limit = None,
     skip_bad: options.SkipBad = False,
     add_caption: options.AddCaption = False,
@@ -111,14 +114,18 @@ def bench(
     \b
     Examples:
       exitwise bench --task caption --data pictures --split test --skip-bad
+      exitwise bench --task caption --data pictures --official
       exitwise bench shipped --methods all --task answer --data pictures
       exitwise bench my_classifier --methods all --data reviews --exits exits
       exitwise bench SmolLM2.gguf --methods layerskip,soft --data prompts.jsonl
                      --set layerskip.depth=6 --set soft.decoder=0.9
     """
+    from ..errors import KnobError
     from .loading import writes_text
 
     named = subject or model
+    if official and methods is not None:
+        raise KnobError("--official is for one model's captions. Leave it out with --methods, which compares by CIDEr-D.")
     asked = Asked(named, task and task.value, data, split, calibration, limit, skip_bad, add_caption, beams, seed)
     if methods is not None and writes_text(named):
         from . import continuing
@@ -128,7 +135,7 @@ def bench(
     elif methods is not None:
         _compared(asked, methods, exits or [], {"keep": keep, "margin": margin, "points": points, "timed": timed}, preset, out, as_object)
     else:
-        _judged(asked, _one(exits), keep, preset, strict, out, as_object)
+        _judged(asked, _one(exits), {"keep": keep, "preset": preset, "official": official}, strict, out, as_object)
 
 
 def _one(exits: list[str] | None) -> Path | None:
@@ -157,17 +164,17 @@ def _compared(asked: Asked, methods: str, exits: list[str], wish: dict[str, Any]
         say(record, out)
 
 
-def _judged(asked: Asked, exits: Path | None, keep: float, preset: str | None, strict: bool, out: Path, as_object: bool) -> None:
-    """`bench` of the unified model's exits."""
+def _judged(asked: Asked, exits: Path | None, wish: dict[str, Any], strict: bool, out: Path, as_object: bool) -> None:
+    """`bench` of the unified model's exits. wish: keep, preset, official."""
     from .. import methods
     from ..errors import KnobError
     from .loading import unified, where
 
     if asked.task is None:
         raise KnobError("The task is not said. Give --task caption or answer; or compare methods on a classifier with --methods all.")
-    methods.load("mue").preset(preset)
-    if exits is not None and preset is not None:
-        raise KnobError(f"--exits has its settings with it, so --preset {preset} says them twice. Leave one of them out.")
+    methods.load("mue").preset(wish["preset"])
+    if exits is not None and wish["preset"] is not None:
+        raise KnobError(f"--exits has its settings with it, so --preset {wish['preset']} says them twice. Leave one of them out.")
     own = None if asked.model == "shipped" else asked.model
     if own is None:
         where(asked.model)
@@ -175,14 +182,14 @@ def _judged(asked: Asked, exits: Path | None, keep: float, preset: str | None, s
         unified(asked.model, "bench")
     from tqdm.auto import tqdm
 
-    from ..bench import table
+    from ..bench import captioned, table
     from ..bench.choosing import telling
     from ..bench.measure import judge
 
     with tqdm(desc=asked.task, unit="step", file=sys.stderr, mininterval=0.5) as bar:
         record = judge(
             asked.task, asked.data, model=own, exits=exits, split=asked.split, calibration=asked.calibration, limit=asked.limit,
-            skip_bad=asked.skip_bad, add_caption=asked.add_caption, out=out, seed=asked.seed, keep=keep, preset=preset, beams=asked.beams,
+            skip_bad=asked.skip_bad, add_caption=asked.add_caption, out=out, seed=asked.seed, beams=asked.beams, **wish,
             tick=telling(bar, f"{asked.task}: "),
         )  # fmt: skip
     skipped = record["task"]["skipped"]
@@ -190,6 +197,8 @@ def _judged(asked: Asked, exits: Path | None, keep: float, preset: str | None, s
         as_json(record)
     else:
         show_table(table.render(record, 80))
+        if record["task"]["kind"] == "caption":
+            show_table(captioned.render(record, 80))
         show(f"The run: {out / record['file']}" if record.get("file") else f"The run is in {out}.")
     for each in skipped:
         note(f"left out: {each}")

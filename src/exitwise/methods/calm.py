@@ -7,15 +7,19 @@ last layer answers (`objective`: cross-entropy balanced over the two classes, me
 above lambda_t. Two decays are known: 'paper', clip(0.9 lambda + 0.1 exp(-tau t / N), 0, 1), and 'released', lambda (0.9 + 0.1 exp(-tau t /
 N)). The model itself is trained by `train.losses.layerwise` with weights 'linear'. Differs: rows of a batch leave one by one unless
 batch='min'; a threshold of 1 or more never leaves, whatever the decay makes of it.
-Of the two oracles of the released code, preset 'oracle-cache' is the first: an exit's words with a true cache (skipped layers' keys and
-values are made exactly); what it gains over the default is what propagated ones cost. The second, full depth's words with propagated keys
-and values, is not here.
+The released code has three oracles; all layers run in them, so that nothing is saved and depths are those at which a token would leave.
+Preset 'oracle-cache': an exit's words with a true cache (skipped layers' keys and values are made exactly); what it gains over the default
+is what propagated ones cost. Preset 'oracle-words' (there `oracle_tok_noisy_cache`): full depth's words with a noisy cache. Each token runs
+all layers over the cache as the exits before it left it, and full depth says the word; the token's own keys and values beyond its exit are
+then those projected from the state that left. What it falls short of full depth is what such keys and values do alone; the rest of the loss
+at this threshold is the exits' own words. The third, exits that look back, is the method `oracle` (there in a noisy cache).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +38,7 @@ from ..train.exits import Labelled, Learner
 from ..train.losses import IGNORED
 
 READY = "ready"
+WORDS = ("exit", "full")
 
 
 def gap(view: View) -> Tensor:
@@ -76,15 +81,22 @@ def plan(settings: Settings, layers: Mapping[str, int]) -> Plan:
     """One reading rule for the decoder. Raises KnobError for a model without one."""
     if settings["decoder"] < 1 and "decoder" not in layers:
         raise KnobError(f"decoder={settings['decoder']} was given, but the streams are {', '.join(layers)}. This method needs a decoder.")
+    full = settings["words"] == "full"
+    if full and (settings["keys_values"] != "propagate" or settings["rank"]):
+        raise KnobError(
+            f"words='full' shows what propagated keys and values cost, but keys_values={settings['keys_values']!r} and "
+            f"rank={settings['rank']} were given. Use keys_values='propagate' and rank=0 with it."
+        )
     kind, tau = settings["decay"], settings["tau"]
     decay = still if kind == "none" else partial(paper_decay if kind == "paper" else released_decay, tau=tau)
     measure = settings["measure"]
     needs = (READY,) if measure == "classifier" else ()
-    return reading_plan(
+    found = reading_plan(
         settings,
         layers,
         lambda threshold: Reading(MEASURES[measure], threshold, settings["minimum"], strict=False, decay=decay, needs=needs),
     )
+    return replace(found, shadow=full)
 
 
 def balanced(logits: Tensor, ready: Tensor) -> Tensor:
@@ -114,11 +126,12 @@ METHOD = Method(
         Knob("tau", 4.0, "temperature of the decay", 0.0, 100.0),
         Knob("minimum", 1, "least depth, in layers", 1, 1000),
         Knob("keys_values", "propagate", "what becomes of keys and values of skipped layers", choices=POLICIES),
+        Knob("words", "exit", "who says the words: the exit, or full depth over the keys and values of exits (an oracle)", choices=WORDS),
         Knob("batch", "compact", "'compact': each row leaves by itself; 'min': when the last is ready", choices=("compact", "min")),
         RANK,
     ),
     calibrated=("decoder",),
-    presets={"oracle-cache": {"keys_values": "recompute"}},
+    presets={"oracle-cache": {"keys_values": "recompute"}, "oracle-words": {"keys_values": "propagate", "words": "full"}},
     exits=lambda shape: Exits(shape, heads=False, ready=nn.Linear(shape.width, 1)),
     objective=objective,
     frozen=True,

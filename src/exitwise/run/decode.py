@@ -340,12 +340,22 @@ class DecoderWalk:
         self.session.layers[stream] = self.layers
         if frontier is None:
             return result
-        frontier.keep(None, frontier.tokens, result)
+        frontier.keep(None, frontier.tokens, result if walker.left is None else walker.left)
+        if walker.left is not None:
+            self._forget_shadow(frontier, walker.depth)
         frontier.tokens += result.shape[1]
         frontier.base, frontier.step = frontier.tokens, frontier.step + 1
         if hidden.shape[1] > result.shape[1]:
             result = torch.cat([result.new_zeros((result.shape[0], hidden.shape[1] - result.shape[1], result.shape[2])), result], 1)
         return result
+
+    @staticmethod
+    def _forget_shadow(frontier: Frontier, depth: list[int]) -> None:
+        """Layers beyond the depth at which a row would have left have not seen its new tokens: the policy makes them good from the states
+        that left, when the row comes again."""
+        for row, layers in enumerate(depth):
+            for layer in frontier.layers[layers:] if layers else ():
+                layer.length[row] = min(layer.length[row], frontier.tokens)
 
 
 def call_device(call: dict[str, Any]) -> torch.device:

@@ -38,6 +38,7 @@ class Walker:
         self.rule = rule if rule is not None else Fixed(layers)
         self.depth = [0] * of
         self.result: Tensor | None = None
+        self.left: Tensor | None = None  # of a plan with a shadow: the states in which rows would have left
         self.at = Step(0, layers, step, session.plan.steps, state.shape[1])
         self.foretold = self.rule.depths(of, layers, step, session.dice)
         if self.foretold is not None and self.group > 1:
@@ -60,11 +61,13 @@ class Walker:
         if isinstance(self.rule, Hindsight):
             return self._look_back(before, after, at)
         leave = self._ready(before, after, at)
+        if self.session.plan.shadow and self.stack.kind == "decoder":
+            leave = self._in_shadow(leave, after, at)
         going = [i for i, out in enumerate(leave) if out]
         if not going:
             return
         for i in going:
-            self.depth[self.rows[i]] = layer
+            self.depth[self.rows[i]] = self.depth[self.rows[i]] or layer
         if layer < at.layers and self.session.answers.trained(self.stack):
             self._answer(going, after, at)
         if len(going) == self.of:
@@ -83,6 +86,15 @@ class Walker:
         kept = torch.tensor(staying, device=device)
         self.state = after.index_select(0, kept)
         self.memory = {name: value.index_select(0, kept) for name, value in self.memory.items()}
+
+    def _in_shadow(self, leave: list[bool], after: Tensor, at: Step) -> list[bool]:
+        """Notes the depth and the state of rows that would leave here for the first time; none does before the last layer."""
+        if self.left is None:
+            self.left = after.new_zeros((self.of, *after.shape[1:]))
+        for i, row in enumerate(self.rows):
+            if leave[i] and not self.depth[row]:
+                self.depth[row], self.left[row] = at.layer, after[i]
+        return [at.layer == at.layers] * len(self.rows)
 
     def _answer(self, going: list[int], after: Tensor, at: Step) -> None:
         """What the head of this exit says of the rows that leave: as the rule has read it, or read now for these rows alone."""

@@ -49,8 +49,9 @@ class Plan:
     record: measure the similarity after every layer, whatever the rules need. keep_states: a decoder's
     state of the last token after every layer is kept in `Session.states` (full depth only). place: the token of a decoder's block that
     reading rules read, None for the last. candidates: the answers to which they restrict what they read. decoding: what only the loop for
-    language models can do (`exitwise.lm`); a model that carries exits in its own forward cannot. rank: exits before the last are read by a
-    head of this rank (`lm.heads.LowRank`; that loop only), 0 by the whole head.
+    language models can do (`exitwise.lm`); a model that carries exits in its own forward cannot. rank: exits before the last are read by
+    a head of this rank (`lm.heads.LowRank`; that loop only), 0 by the whole head. shadow: an oracle, in which a decoder's tokens leave in
+    their keys and values alone: every layer runs, and the model's own head answers from the last.
     """
 
     rules: Mapping[str, Rule] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class Plan:
     candidates: tuple[int, ...] | None = None
     decoding: Decoding | None = None
     rank: int = 0
+    shadow: bool = False
 
 
 class Session:
@@ -199,7 +201,8 @@ def attached(model: nn.Module, family: Family, plan: Plan, exits: Exits | None =
             raise FamilyError(f"The head of a {type(model).__name__} cannot read every layer: its family has no `readout`. Give it one.")
         if plan.decoding is not None or plan.rank:
             raise AttachError(
-                "These settings decode in a loop of their own, which nobody else can call. Use `Engine.generate` with a language model."
+                "These settings are for language models alone: they decode in a loop of their own, which nobody else can call. "
+                "Use `Engine.generate` with a language model."
             )
         session, undo = Session(model, family, plan, exits), []
         classifier = None if exits is None else placed(model, family, exits)
