@@ -18,12 +18,12 @@ from .calibrate.budget import Calibration, Outcome, Quality, one_wish, search
 from .calibrate.front import spend
 from .calibrate.profile import ITEMS, prices_of
 from .calibrate.promised_runs import Asked, Loss, promised_runs
-from .criteria import Fixed
+from .criteria import Fixed, Step
 from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError, UnknownName
 from .heads import Exits, Shape
 from .lm.asked import TAKEN
 from .lm.generate import generate as lm_generate
-from .method import Method, answering
+from .method import STREAMS, Method, answering
 from .reading import Reading
 from .run.walk import Plan, Session, attached
 from .stack import Family
@@ -170,6 +170,20 @@ class Engine:
                     f"{self.method_name} needs trained exits with {', '.join(names)}. Train them (docs/adding-a-method.md) "
                     "and pass Engine(..., exits=...), or load an engine that was saved with them."
                 )
+        self._spoken(plan)
+
+    def _spoken(self, plan: Plan) -> None:
+        """Raises KnobError where tokens may leave at a depth at which the trained exits have nothing to say."""
+        rule, depths = plan.rules.get(STREAMS[-1]), None if self.exits is None else self.exits.depths
+        if depths is None or not isinstance(rule, Reading) or rule.threshold >= 1:
+            return
+        layers = self.layers[STREAMS[-1]]
+        mute = [d for d in range(1, layers) if d not in depths and rule.may_leave(Step(d, layers, step=1))]
+        if mute:
+            raise KnobError(
+                f"With these settings tokens may leave at the depths {mute}, but the trained exits are at {list(depths)}. "
+                f"Let {self.method_name} leave at those alone, or train exits at the others."
+            )
 
     # -- running ----------------------------------------------------------------------------------------------------------------
 

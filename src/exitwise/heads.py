@@ -50,6 +50,7 @@ class Ramps(nn.Module):
 
     An affine map of the state, added to it, for each layer; nothing at first, so that untrained ramps are the model's own reading. A kind
     of its own (of a method's file) has the same `forward`; memory: what it noted about these rows at earlier layers, each (rows, ...).
+    depths: of a kind of its own that speaks at some depths only, those.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -94,6 +95,11 @@ class Exits(nn.Module):
     def ramps(self) -> nn.Module | None:
         """What speaks for a decoder's exits; None where the model's own head reads its states as they are."""
         return self.parts[RAMPS] if RAMPS in self.parts else None  # noqa: SIM401 - a ModuleDict's own `get` is not typed
+
+    @property
+    def depths(self) -> tuple[int, ...] | None:
+        """The depths at which ramps speak; None: at all, or there are none."""
+        return getattr(self.ramps, "depths", None)
 
 
 def heads_or_ramps(shape: Shape) -> Exits:

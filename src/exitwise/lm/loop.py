@@ -110,7 +110,7 @@ class Loop:
         self._take({row: [picks[row]] for row in rows}, {row: [depths[row]] for row in rows})
 
     def _leaving(self, rows: list[int]) -> tuple[Tensor, list[int]]:
-        """Each row runs until its rule lets it go."""
+        """Each row runs until its rule lets it go; what the head is given of each, and its depth."""
         session, stack, layers = self.session, self.backbone.stack, self.backbone.depth
         rule = session.plan.rules[stack.streams[0]]
         walker = Walker(session, stack, rule, rows, self.stair.newest(rows), None, layers, len(rows), self.step + 1)
@@ -119,7 +119,7 @@ class Loop:
                 break
             walker.advance(layer + 1, self.stair.visit(layer, walker.rows))
         assert walker.result is not None
-        return walker.result, walker.depth
+        return session.answers.given(walker.result), walker.depth
 
     def _routed(self, rows: list[int]) -> tuple[Tensor, list[int]]:
         """All rows run the layers of this step's route."""

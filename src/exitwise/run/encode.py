@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..criteria import Fixed, Rule, Step, last_real
 from ..errors import FamilyError
+from ..heads import Said
 from ..reading import Hindsight, Reading, View, enough
 from ..stack import Stack
 from .cache import rows_tensor
@@ -44,7 +45,7 @@ class Walker:
         self.sure = torch.full((of, layers), float("nan")) if session.plan.record else None
         self.memory: dict[str, Tensor] = {}
         self.view: View | None = None
-        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.seen: list[tuple[Tensor, Said]] = []
         session.answers.begin(of)
 
     @property
@@ -88,13 +89,13 @@ class Walker:
         answers, index = self.session.answers, torch.tensor(going, device=after.device)
         places = self._places_from_end(going, after.shape[1])
         if self.view is not None and self.view.at.layer == at.layer and self.view.was_read:
-            logits = self.view.said.logits.index_select(0, index)
+            said = Said(*(part.index_select(0, index) for part in self.view.said))
         else:
             state = after.index_select(0, index)
             token = state[torch.arange(len(going), device=state.device), torch.tensor(places, device=state.device)]
             memory = {name: value.index_select(0, index) for name, value in self.memory.items()}
-            logits = answers.read(self.stack, at, state, token, memory).logits
-        answers.leave([self.rows[i] for i in going], logits, places)
+            said = answers.read(self.stack, at, state, token, memory)
+        answers.leave([self.rows[i] for i in going], said, places)
 
     def _places_from_end(self, going: list[int], tokens: int) -> list[int]:
         """The token that is read of each of these rows (places among those that walk), counted from the end: -1 is the last."""
@@ -146,19 +147,20 @@ class Walker:
 
     def _look_back(self, before: Tensor, after: Tensor, at: Step) -> None:
         """Notes what this exit says; after the last layer, each row gets the first state whose answer was the last one's."""
-        self.seen.append((after, self._view(before, after, at, self._own_mask()).logits))
+        self.seen.append((after, self._view(before, after, at, self._own_mask()).said))
         if at.layer < at.layers:
             return
-        depths = enough([logits for _, logits in self.seen])
+        depths = enough([said.logits.float() for _, said in self.seen])
         size = min(self.group, len(depths))
         for i, row in enumerate(self.rows):
             depth = self.depth[row] = max(depths[i - i % size : i - i % size + size])
             if self.result is None:
                 self.result = after.new_zeros((self.of, *after.shape[1:]))
-            state, logits = self.seen[depth - 1]
+            state, said = self.seen[depth - 1]
             self.result[row] = state[i]
             if depth < at.layers and self.session.answers.trained(self.stack):
-                self.session.answers.leave([row], logits[i : i + 1], self._places_from_end([i], after.shape[1]))
+                one = Said(*(part[i : i + 1] for part in said))
+                self.session.answers.leave([row], one, self._places_from_end([i], after.shape[1]))
         self.rows = []
 
 
