@@ -23,6 +23,7 @@ from .errors import CheckpointError, FamilyError, FingerprintError, InputError, 
 from .heads import Exits, Shape
 from .lm.asked import TAKEN
 from .lm.generate import generate as lm_generate
+from .lm.plan import Watch
 from .method import STREAMS, Method, answering
 from .reading import Reading
 from .run.walk import Plan, Session, attached
@@ -83,6 +84,7 @@ class Engine:
         self._settings = self.method.settings({**self.method.preset(preset), **knobs})
         self.exits = None if exits is None else self._fitting(exits)
         self.calibration: Calibration | None = None
+        self._watch: Watch | None = None  # what this engine's runs have shown, for a method that learns from them
         self._turn, self._record, self._proven = 0, False, self.family_name != families.DISCOVERED
         self.plan()  # a knob that does not fit the model is refused now, not in mid-run
 
@@ -150,13 +152,16 @@ class Engine:
     def _copy(self) -> Engine:
         other = Engine.__new__(Engine)
         other.__dict__.update(self.__dict__)
-        other._turn = 0
+        other._turn, other._watch = 0, None
         return other
 
     def plan(self) -> Plan:
         """What a run will do. Raises KnobError where it needs trained parts that the engine was not given."""
         plan = self.method.plan(self._settings, self.layers)
         self._equipped(plan)
+        if plan.decoding is not None and plan.decoding.watch is not None:
+            self._watch = self._watch or plan.decoding.watch
+            plan = replace(plan, decoding=replace(plan.decoding, watch=self._watch))
         return plan
 
     def _equipped(self, plan: Plan) -> None:

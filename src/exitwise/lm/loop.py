@@ -4,7 +4,7 @@ made."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,13 +22,14 @@ from .plan import Decoding, Draft
 from .skipping import Skipper
 from .stair import Stair
 from .store import blocks
+from .watching import Judged
 
 
 @dataclass
 class Written:
     """What a run wrote. tokens: new token ids of each row. depths: layers that each of them ran. rounds, drafted, accepted: of drafts; a
-    round of a row adds one token of the model's own. skipped: feed-forward nets that were left out, rows counted. stopped: the exception
-    that ended it early, if one did."""
+    round of a row adds one token of the model's own. skipped: feed-forward nets that were left out, rows counted. threshold: that was in
+    force, where it is chosen while the model runs. stopped: the exception that ended it early, if one did."""
 
     tokens: list[list[int]]
     depths: list[list[int]]
@@ -37,6 +38,7 @@ class Written:
     accepted: int = 0
     per_round: list[int] = field(default_factory=list)
     skipped: int = 0
+    threshold: float | None = None
     stopped: BaseException | None = None
 
 
@@ -53,6 +55,12 @@ class Loop:
         self.names = list(range(rows))  # number in the batch of each row that still runs
         self.drafter: Drafter | None = None
         self.offers: Offers | None = None
+        self.rule: Any = session.plan.rules.get(backbone.stack.streams[0])
+        self.judged: Judged | None = None
+        if decoding.watch is not None:
+            self.written.threshold = decoding.watch.begin()
+            self.rule = replace(self.rule, threshold=self.written.threshold)
+            self.judged = Judged(decoding.watch, rows) if decoding.watch.open else None
         self.step = 0
 
     @torch.no_grad()
@@ -92,17 +100,18 @@ class Loop:
 
     def _token(self) -> None:
         rows = list(range(self.stair.rows))
-        rule = self.session.plan.rules.get(self.backbone.stack.streams[0])
         if self.decoding.route is not None:
             states, depths = self._routed(rows)
         elif self.decoding.skip is not None:
             states, depths = self._skipping(rows)
-        elif rule is None:
+        elif self.rule is None:
             self.stair.advance(rows, self.backbone.depth)
             states, depths = self.stair.newest(rows), [self.backbone.depth] * len(rows)
         else:
             states, depths = self._leaving(rows)
         logits = self.backbone.readout(states)[:, -1]
+        if self.judged is not None:
+            self.judged.settle(self.backbone, self.stair, [row for row in rows if depths[row] == self.backbone.depth], logits)
         if self.asked.plain:
             picks = self._likeliest(logits)
         else:
@@ -112,12 +121,13 @@ class Loop:
     def _leaving(self, rows: list[int]) -> tuple[Tensor, list[int]]:
         """Each row runs until its rule lets it go; what the head is given of each, and its depth."""
         session, stack, layers = self.session, self.backbone.stack, self.backbone.depth
-        rule = session.plan.rules[stack.streams[0]]
-        walker = Walker(session, stack, rule, rows, self.stair.newest(rows), None, layers, len(rows), self.step + 1)
+        walker = Walker(session, stack, self.rule, rows, self.stair.newest(rows), None, layers, len(rows), self.step + 1)
         for layer in range(layers):
             if not walker.rows:
                 break
             walker.advance(layer + 1, self.stair.visit(layer, walker.rows))
+            if self.judged is not None and walker.view is not None and walker.view.at.layer == layer + 1:
+                self.judged.note(self.rule, walker.view)
         assert walker.result is not None
         return session.answers.given(walker.result), walker.depth
 
@@ -263,6 +273,8 @@ class Loop:
                 self.drafter.keep(staying)
             if self.offers is not None:
                 self.offers.keep(staying)
+            if self.judged is not None:
+                self.judged.keep(staying)
         self.names = [self.names[row] for row in staying]
         if staying:
             self.stair.append(list(range(len(staying))), newest)
