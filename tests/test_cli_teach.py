@@ -1,6 +1,7 @@
 """`exitwise train --method` on a tiny language model: each paper's training from files to an export, resumed, and what is refused."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -152,23 +153,28 @@ def test_what_is_refused(more, says, model, chats, tmp_path) -> None:
     assert says in " ".join(call(model, "--data", chats, "--out", tmp_path, *ends, *more, code=2).output.split())
 
 
-def test_low_rank_updates_are_merged_into_an_ordinary_model(model, chats, tmp_path) -> None:
+@pytest.mark.parametrize("name", ["soft", "layerskip", "free"])
+def test_low_rank_updates_are_merged_into_an_ordinary_model_that_can_be_cut(name, model, chats, tmp_path) -> None:
     pytest.importorskip("peft", reason="low-rank updates are made by peft, which is not installed")
-    call(model, "--method", "soft", "--data", chats, "--out", tmp_path, "--steps", 5, "--lora", 2, "--lr", 1e-2)
+    sets = [part for option in OPTIONS.get(name, []) for part in ("--set", option)]
+    given = [model, "--method", name, "--data", chats, "--out", tmp_path, "--lora", 2, "--lr", 1e-2, *sets]
+    call(*given, "--steps", 3)
+    told = json.loads(call(*given, "--steps", 5, "--json").stdout)  # goes on
+    assert told["steps"] == 5 and told["learnt"]["lora"] == 2
     before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (model, tmp_path / "export"))
     assert before.keys() == after.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and not any("embed" in name or "norm" in name for name in moved)
+    done = CliRunner().invoke(app, ["cut", str(tmp_path / "export"), "--depth", "2", "--out", str(tmp_path / "short")])
+    assert done.exit_code == 0, done.output
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "short").config.num_hidden_layers == 2
+    assert "learnt.lora was 2 and is 0" in call(*given[:7], *given[9:], "--steps", 6, code=2).output.replace("\n", " ")
 
 
-def test_without_peft_low_rank_updates_say_what_to_install(model, chats, tmp_path) -> None:
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        said = call(model, "--method", "soft", "--data", chats, "--out", tmp_path, "--steps", 1, "--lora", 2, code=2).output
-        assert "pip install peft" in said
-    else:
-        pytest.skip("peft is installed")
+def test_without_peft_low_rank_updates_say_what_to_install(model, chats, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)  # an import of it now fails as if it were not there
+    said = call(model, "--method", "soft", "--data", chats, "--out", tmp_path, "--steps", 1, "--lora", 2, code=2).output
+    assert "exitwise[lora]" in " ".join(said.split())
 
 
 def test_the_list_of_trainings_names_their_options() -> None:
