@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..reading import Reading
 from ..run.encode import Walker
 from ..run.walk import Session
 from .accept import accepted
@@ -55,12 +56,13 @@ class Loop:
         self.names = list(range(rows))  # number in the batch of each row that still runs
         self.drafter: Drafter | None = None
         self.offers: Offers | None = None
-        self.rule: Any = session.plan.rules.get(backbone.stack.streams[0])
+        self.rule = session.plan.rules.get(backbone.stack.streams[0])
         self.judged: Judged | None = None
         if decoding.watch is not None:
+            assert isinstance(self.rule, Reading)
             self.written.threshold = decoding.watch.begin()
             self.rule = replace(self.rule, threshold=self.written.threshold)
-            self.judged = Judged(decoding.watch, rows) if decoding.watch.open else None
+            self.judged = Judged(decoding.watch, self.rule.measure, rows) if decoding.watch.open else None
         self.step = 0
 
     @torch.no_grad()
@@ -127,7 +129,7 @@ class Loop:
                 break
             walker.advance(layer + 1, self.stair.visit(layer, walker.rows))
             if self.judged is not None and walker.view is not None and walker.view.at.layer == layer + 1:
-                self.judged.note(self.rule, walker.view)
+                self.judged.note(walker.view)
         assert walker.result is not None
         return session.answers.given(walker.result), walker.depth
 

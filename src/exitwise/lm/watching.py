@@ -7,24 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..reading import Reading, View
+from ..reading import Measure, View
 from .backbone import Backbone
 from .plan import Watch
 from .stair import Stair
 
 
 class Judged:
-    """The tokens of each row that a shallow exit has judged and the last layer has not seen yet. The rule is asked at one depth only, so
-    that each token is judged once, and missing keys and values are made by running the layers: `settle` finds each state at full depth.
-    """
+    """The tokens of each row that a shallow exit has judged and the last layer has not seen yet. measure: of the rule, which is asked at
+    one depth only, so that each token is judged once; missing keys and values are made by running the layers: `settle` finds each state at
+    full depth."""
 
-    def __init__(self, watch: Watch, rows: int) -> None:
-        self.watch = watch
+    def __init__(self, watch: Watch, measure: Measure, rows: int) -> None:
+        self.watch, self.measure = watch, measure
         self.said: list[list[tuple[float, int]]] = [[] for _ in range(rows)]  # how sure, and the likeliest token
 
-    def note(self, rule: Reading, view: View) -> None:
+    def note(self, view: View) -> None:
         """The exit has judged the newest token of every row."""
-        for said, sure, pick in zip(self.said, rule.measure(view).tolist(), view.logits.argmax(-1).tolist(), strict=True):
+        for said, sure, pick in zip(self.said, self.measure(view).tolist(), view.logits.argmax(-1).tolist(), strict=True):
             said.append((sure, pick))
 
     def settle(self, backbone: Backbone, stair: Stair, rows: Sequence[int], logits: Tensor) -> None:
