@@ -79,6 +79,14 @@ def pairs(out: Any, lengths: tuple[int, ...], shallow: int) -> tuple[list[float]
     return gaps, agree
 
 
+def told_as(watch: Any, gaps: list[float], agree: list[bool]) -> None:
+    """It has seen just these."""
+    for kind, moments in ((True, watch.same), (False, watch.other)):
+        values = [min(max(g, 1e-4), 1 - 1e-4) for g, a in zip(gaps, agree, strict=True) if a is kind]
+        assert moments.count == len(values) > 0
+        assert moments.total == pytest.approx(sum(values), abs=1e-3)  # float32 sums in another order: 1e-5 of a probability each
+
+
 @pytest.mark.parametrize("policy, start", [("run late", 0.1), ("recompute", 0.1), ("run late", 1.0)])
 def test_a_running_engine_sees_its_own_tokens_and_moves(policy: str, start: float) -> None:
     """Its moments are those by hand, of tokens that waited and of those that ended a pass; the next run's threshold follows from them."""
@@ -89,16 +97,24 @@ def test_a_running_engine_sees_its_own_tokens_and_moves(policy: str, start: floa
     gaps, agree = pairs(out, MIXED, 3)
     assert len(gaps) > 60 and 20 < sum(agree) < len(agree) - 20
     mine: Any = engine._watch
-    for kind, moments in ((True, mine.same), (False, mine.other)):
-        values = [min(max(g, 1e-4), 1 - 1e-4) for g, a in zip(gaps, agree, strict=True) if a is kind]
-        assert moments.count == len(values)
-        assert moments.total == pytest.approx(sum(values), abs=1e-3)  # float32 sums in another order: 1e-5 of a probability each
+    told_as(mine, gaps, agree)
     want = free.beta_threshold(gaps, agree)
     again = engine.generate(**batch(*MIXED), max_new_tokens=60)
     assert again.drafts.threshold == pytest.approx(want) and want != start
     fixed = Engine(model, "free", depth=3, decoder=again.drafts.threshold, keys_values=policy).generate(**batch(*MIXED), max_new_tokens=60)
     assert torch.equal(again.sequences, fixed.sequences) and torch.equal(again.depth, fixed.depth)
     assert mine.refits == 299 and mine.same.count + mine.other.count > len(gaps)
+
+
+def test_rows_that_end_leave_and_the_others_are_still_told_apart() -> None:
+    model, _ = made("llama")
+    knobs: dict[str, Any] = {"depth": 3, "decoder": 0.1, "adaptive": True}
+    free_run = Engine(model, "free", **knobs).generate(**batch(*MIXED), max_new_tokens=40).drafts.tokens
+    end = free_run[0][6]  # the first row ends at its seventh token or sooner
+    engine = Engine(model, "free", **knobs)
+    out = engine.generate(**batch(*MIXED), max_new_tokens=40, eos_token_id=end, pad_token_id=0)
+    assert len(out.drafts.tokens[0]) <= 7 and len({len(tokens) for tokens in out.drafts.tokens}) > 1
+    told_as(engine._watch, *pairs(out, MIXED, 3))
 
 
 def test_nothing_leaves_before_there_is_evidence_and_copies_begin_anew() -> None:
