@@ -49,6 +49,7 @@ def test_what_leaves_is_said_by_its_own_exit(case: str, threshold: float, rank: 
     engine = Engine(model, "eellm", exits=exits, depths=DEPTHS, decoder=threshold, pending=5, rank=rank)
     out = engine.generate(**batch(*MIXED), max_new_tokens=12)
     assert out.depth is not None and len(out.depth[:, 1:].unique()) == 3
+    assert rank == 0 or out.trace.head_calls == 12  # the whole head reads what is said, and nothing else
     parts: Any = exits.ramps
     backbone = backbone_of(case)
     for row in range(len(MIXED)):
