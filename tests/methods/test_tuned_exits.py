@@ -89,7 +89,8 @@ def test_never_is_generate_and_untrained_exits_are_the_models_own_reading(case: 
     out = Engine(model, "eellm", exits=tuned(model), depths=DEPTHS).generate(**batch(*MIXED), max_new_tokens=10)
     assert torch.equal(out.sequences, want) and (out.depth == 4).all()
     knobs: dict[str, Any] = {"depths": DEPTHS, "decoder": 0.15}
-    fresh = Engine(model, "eellm", exits=eellm.exits(Shape(32, 0, 4), DEPTHS, 8), **knobs).generate(**batch(*MIXED), max_new_tokens=10)
+    exits = eellm.exits(Shape(32, 0, 4), DEPTHS, 8)
+    fresh = Engine(model, "eellm", exits=exits, **knobs).generate(**batch(*MIXED), max_new_tokens=10)
     tied = Engine(model, "eellm", **knobs).generate(**batch(*MIXED), max_new_tokens=10)
     assert torch.equal(fresh.sequences, tied.sequences) and torch.equal(fresh.depth, tied.depth) and (tied.depth < 4).any()
 
@@ -145,5 +146,7 @@ def test_depths_without_a_trained_exit_are_refused() -> None:
     assert Engine(model, "eellm", exits=exits, depths=(2,), decoder=0.5).exits is exits  # fewer than are trained
     with pytest.raises(KnobError, match=r"depths \[3\]"):
         Engine(model, "soft", exits=exits, every=1, minimum=1, decoder=0.5)
+    usual = Engine(model, "eellm").fresh_exits()
+    assert usual.depths == (1, 2) and Engine(model, "eellm", exits=usual, decoder=0.5).exits is usual  # the depths without a word
     with pytest.raises(KnobError, match="do not fit 4 layers"):
         eellm.exits(Shape(32, 0, 4), (4,))

@@ -112,12 +112,12 @@ class Loop:
         else:
             states, depths = self._leaving(rows)
         logits = self.backbone.readout(states)[:, -1]
-        if self.judged is not None:
-            self.judged.settle(self.backbone, self.stair, [row for row in rows if depths[row] == self.backbone.depth], logits)
         if self.asked.plain:
             picks = self._likeliest(logits)
         else:
             picks = [self._pick(row, logits[row]) for row in rows]
+        if self.judged is not None:
+            self.judged.settle(self.backbone, self.stair, [row for row in rows if depths[row] == self.backbone.depth], logits)
         self._take({row: [picks[row]] for row in rows}, {row: [depths[row]] for row in rows})
 
     def _leaving(self, rows: list[int]) -> tuple[Tensor, list[int]]:
