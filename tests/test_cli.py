@@ -297,7 +297,7 @@ BAD = {
     "a threshold outside its range": (["run", "{unified}", "--image", "{red}", "--set", "image=7"], "image=7"),
     "a word for a threshold": (["run", "{unified}", "--image", "{red}", "--set", "image=high"], "high"),
     "exits that are not there": (["run", "{unified}", "--image", "{red}", "--exits", "gone"], "gone"),
-    "a method said twice": (["run", "{unified}", "--image", "{red}", "--exits", "gone", "--method", "mue"], "--exits"),
+    "a method beside exits that are not there": (["run", "{unified}", "--image", "{red}", "--exits", "gone", "--method", "mue"], "gone"),
     "a missing image in the data": (
         ["calibrate", "{unified}", "--task", "caption", "--data", "{data}/caption", "--split", "holey", "--out", "{out}"],
         "gone.png",

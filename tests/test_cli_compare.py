@@ -68,6 +68,7 @@ def test_two_commands_give_a_recommendation_and_a_third_the_report(home, exits):
         (["bench", "{model}", "--methods", "all", "--data", "{reviews}", "--keep", "2"], "not a share"),
         (["bench", "{model}", "--data", "{reviews}"], "The task is not said"),
         (["bench", "--task", "answer", "--data", "{reviews}", "--exits", "a", "--exits", "b"], "given 2 times"),
+        (["train", "{model}", "--method", "deebert", "--data", "{reviews}", "--out", "{out}", "--lora", "4"], "--lora is for training"),
         (["train", "{model}", "--method", "mue", "--data", "{reviews}", "--out", "{out}"], "trains no exits"),
         (["train", "{model}", "--method", "deebert", "--recipe", "x", "--data", "{reviews}", "--out", "{out}"], "--recipe is for training"),
     ],

@@ -1,16 +1,16 @@
 """`exitwise train --method` on a tiny language model: each paper's training from files to an export, resumed, and what is refused."""
 
 import json
+import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tests.train.language.test_texts import TEMPLATE, WORDS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from exitwise import teach
+from exitwise import Engine, teach
 from exitwise.cli import app
 from exitwise.lm.adapter import load_adapter
 
@@ -88,8 +88,39 @@ def test_what_is_trained_beside_a_frozen_model_is_kept_alone(model, chats, tmp_p
     adapter = load_adapter(tmp_path / "k" / "export").adapter
     assert adapter.config.depth == 1 and adapter.config.width == 16 and told["export"].endswith("export")
     assert not (tmp_path / "k" / "export" / "config.json").exists()
-    call(model, "--method", "eellm", "--data", chats, "--out", tmp_path / "e", "--steps", 3, "--set", "depths=[1,2]")
-    assert {name.split(".")[1] for name in load_file(tmp_path / "e" / "export" / "exits.safetensors")} == {"exit 1", "exit 2"}
+
+
+def test_tuned_exits_are_an_engine_that_decodes(model, chats, tmp_path) -> None:
+    """Trained at two depths, loaded in Python and by `run`, under their method's name or none; another name is refused."""
+    call(model, "--method", "eellm", "--data", chats, "--out", tmp_path, "--steps", 60, "--lr", 2e-2, "--rows", 9, "--set", "depths=[1,2]")
+    export = tmp_path / "export"
+    assert not (export / "config.json").exists()
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    engine = Engine.load(export, loaded).with_settings(decoder=0.3)
+    assert engine.exits.depths == (1, 2) and float(engine.exits.ramps.at["1"].down.weight.detach().abs().max()) > 0
+    given = dict(tokenizer("<user> c [end] <bot> ", return_tensors="pt"))
+    out = engine.generate(input_ids=given["input_ids"], max_new_tokens=6)
+    assert out.depth.min() < 4
+    tied = Engine(loaded, "eellm", depths=(1, 2), decoder=0.3).generate(input_ids=given["input_ids"], max_new_tokens=6)
+    assert not torch.equal(out.sequences, tied.sequences)
+    for more in ([], ["--method", "eellm"]):
+        asked = [
+            "run",
+            model,
+            "--prompt",
+            "<user> c [end] <bot>",
+            "--raw",
+            "--exits",
+            export,
+            "--set",
+            "decoder=0.3",
+            "--no-macs",
+            "--json",
+        ]
+        told = json.loads(CliRunner().invoke(app, [str(a) for a in [*asked, "--max-new-tokens", 6, *more]]).stdout)
+        assert told["method"] == "eellm" and [t["depth"] for t in told["tokens"]] == out.depth[0].tolist()
+    said = CliRunner().invoke(app, [str(a) for a in [*asked, "--method", "soft"]])
+    assert said.exit_code == 2 and "holds exits of eellm, not of soft" in " ".join(said.output.split())
 
 
 def test_a_run_goes_on_and_another_is_refused(model, chats, tmp_path) -> None:
@@ -122,23 +153,28 @@ def test_what_is_refused(more, says, model, chats, tmp_path) -> None:
     assert says in " ".join(call(model, "--data", chats, "--out", tmp_path, *ends, *more, code=2).output.split())
 
 
-def test_low_rank_updates_are_merged_into_an_ordinary_model(model, chats, tmp_path) -> None:
+@pytest.mark.parametrize("name", ["soft", "layerskip", "free"])
+def test_low_rank_updates_are_merged_into_an_ordinary_model_that_can_be_cut(name, model, chats, tmp_path) -> None:
     pytest.importorskip("peft", reason="low-rank updates are made by peft, which is not installed")
-    call(model, "--method", "soft", "--data", chats, "--out", tmp_path, "--steps", 5, "--lora", 2, "--lr", 1e-2)
+    sets = [part for option in OPTIONS.get(name, []) for part in ("--set", option)]
+    given = [model, "--method", name, "--data", chats, "--out", tmp_path, "--lora", 2, "--lr", 1e-2, *sets]
+    call(*given, "--steps", 3)
+    told = json.loads(call(*given, "--steps", 5, "--json").stdout)  # goes on
+    assert told["steps"] == 5 and told["learnt"]["lora"] == 2
     before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (model, tmp_path / "export"))
     assert before.keys() == after.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and not any("embed" in name or "norm" in name for name in moved)
+    done = CliRunner().invoke(app, ["cut", str(tmp_path / "export"), "--depth", "2", "--out", str(tmp_path / "short")])
+    assert done.exit_code == 0, done.output
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "short").config.num_hidden_layers == 2
+    assert "learnt.lora was 2 and is 0" in call(*given[:7], *given[9:], "--steps", 6, code=2).output.replace("\n", " ")
 
 
-def test_without_peft_low_rank_updates_say_what_to_install(model, chats, tmp_path) -> None:
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        said = call(model, "--method", "soft", "--data", chats, "--out", tmp_path, "--steps", 1, "--lora", 2, code=2).output
-        assert "pip install peft" in said
-    else:
-        pytest.skip("peft is installed")
+def test_without_peft_low_rank_updates_say_what_to_install(model, chats, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)  # an import of it now fails as if it were not there
+    said = call(model, "--method", "soft", "--data", chats, "--out", tmp_path, "--steps", 1, "--lora", 2, code=2).output
+    assert "exitwise[lora]" in " ".join(said.split())
 
 
 def test_the_list_of_trainings_names_their_options() -> None:

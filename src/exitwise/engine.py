@@ -18,11 +18,12 @@ from .calibrate.budget import Calibration, Outcome, Quality, one_wish, search
 from .calibrate.front import spend
 from .calibrate.profile import ITEMS, prices_of
 from .calibrate.promised_runs import Asked, Loss, promised_runs
-from .criteria import Fixed
+from .criteria import Fixed, Step
 from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError, UnknownName
 from .heads import READS, Exits, Shape
 from .lm.asked import TAKEN
 from .lm.generate import generate as lm_generate
+from .lm.plan import Watch
 from .method import STREAMS, Method, answering
 from .reading import Reading
 from .run.walk import Plan, Session, attached
@@ -83,6 +84,7 @@ class Engine:
         self._settings = self.method.settings({**self.method.preset(preset), **knobs})
         self.exits = None if exits is None else self._fitting(exits)
         self.calibration: Calibration | None = None
+        self._watch: Watch | None = None  # what this engine's runs have shown, for a method that learns from them
         self._turn, self._record, self._proven = 0, False, self.family_name != families.DISCOVERED
         self.plan()  # a knob that does not fit the model is refused now, not in mid-run
 
@@ -155,13 +157,16 @@ class Engine:
     def _copy(self) -> Engine:
         other = Engine.__new__(Engine)
         other.__dict__.update(self.__dict__)
-        other._turn = 0
+        other._turn, other._watch = 0, None
         return other
 
     def plan(self) -> Plan:
         """What a run will do. Raises KnobError where it needs trained parts that the engine was not given."""
         plan = self.method.plan(self._settings, self.layers)
         self._equipped(plan)
+        if plan.decoding is not None and plan.decoding.watch is not None:
+            self._watch = self._watch or plan.decoding.watch
+            plan = replace(plan, decoding=replace(plan.decoding, watch=self._watch))
         return plan
 
     def _equipped(self, plan: Plan) -> None:
@@ -175,6 +180,20 @@ class Engine:
                     f"{self.method_name} needs trained exits with {', '.join(names)}. Train them, by `exitwise train MODEL --method "
                     f"{self.method_name}` where it fits the model, and give --exits FOLDER or Engine(..., exits=...)."
                 )
+        self._spoken(plan)
+
+    def _spoken(self, plan: Plan) -> None:
+        """Raises KnobError where tokens may leave at a depth at which the trained exits have nothing to say."""
+        rule, depths = plan.rules.get(STREAMS[-1]), None if self.exits is None else self.exits.depths
+        if depths is None or not isinstance(rule, Reading) or rule.threshold >= 1:
+            return
+        layers = self.layers[STREAMS[-1]]
+        mute = [d for d in range(1, layers) if d not in depths and rule.may_leave(Step(d, layers, step=1))]
+        if mute:
+            raise KnobError(
+                f"With these settings tokens may leave at the depths {mute}, but the trained exits are at {list(depths)}. "
+                f"Let {self.method_name} leave at those alone, or train exits at the others."
+            )
 
     # -- running ----------------------------------------------------------------------------------------------------------------
 

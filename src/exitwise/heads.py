@@ -80,6 +80,7 @@ class Ramps(nn.Module):
 
     An affine map of the state, added to it, for each layer; nothing at first, so that untrained ramps are the model's own reading. A kind
     of its own (of a method's file) has the same `forward`; memory: what it noted about these rows at earlier layers, each (rows, ...).
+    depths: of a kind of its own that speaks at some depths only, those.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -134,6 +135,11 @@ class Exits(nn.Module):
     def place(self, mask: Tensor | None) -> Place:
         """Where an encoder's exits read. mask: (rows, tokens), 0 at pads."""
         return Mean(mask) if self.reads == READS[1] else 0
+
+    @property
+    def depths(self) -> tuple[int, ...] | None:
+        """The depths at which ramps speak; None: at all, or there are none."""
+        return getattr(self.ramps, "depths", None)
 
 
 def heads_or_ramps(shape: Shape) -> Exits:

@@ -10,12 +10,15 @@ import torch
 from tests.families.cases import made, makeup
 from tests.lm.parts import LANGUAGE, batch, one
 from tests.lm.test_asked import Letters
+from tests.methods.test_language import exits_for
+from tests.methods.test_tuned_exits import tuned
 from torch import Tensor
 from transformers import TextStreamer
 
 from exitwise import Engine
 from exitwise.errors import KnobError
 from exitwise.lm import loop as loop_room
+from exitwise.lm.backbone import Backbone
 
 MIXED = (9, 3, 6, 1)
 
@@ -170,11 +173,31 @@ def test_drafted_samples_follow_the_models_law() -> None:
     assert len(seen) > 150 and sum((n - len(seen) * p) ** 2 / (len(seen) * p) for n, p in parts) < 25
 
 
-@pytest.mark.parametrize("method, knobs", [("never", {}), ("layerskip", {"depth": 2, "lookup": 1})])
-def test_an_interrupt_returns_what_was_written(method: str, knobs: dict[str, Any]) -> None:
+INTERRUPTED: list[tuple[str, dict[str, Any], Any]] = [
+    ("never", {}, None),
+    ("layerskip", {"depth": 2, "lookup": 1}, None),
+    ("kangaroo", {"sure": 0.2}, exits_for),
+    ("ngram", {}, None),
+    ("soft", {"every": 1, "minimum": 1, "decoder": 0.3}, None),
+    ("free", {"depth": 3, "decoder": 0.1, "adaptive": True}, None),
+    ("eellm", {"depths": (1, 3), "decoder": 0.15}, tuned),
+    ("calm", {"decoder": 0.3}, None),
+    ("skipdecode", {"least": 2, "length": 10}, None),
+    ("ffnskip", {"decoder": 0.5, "cold": 0, "warm": 0}, None),
+]
+
+
+@pytest.mark.parametrize("method, knobs, trained", INTERRUPTED, ids=[method for method, *_ in INTERRUPTED])
+def test_an_interrupt_returns_what_was_written(method: str, knobs: dict[str, Any], trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a callback and from the midst of a layer: the beginning of the text that the engine writes undisturbed, before and after."""
     model, _ = made("llama")
     before, weights, inputs = makeup(model), {k: v.clone() for k, v in model.state_dict().items()}, batch(*MIXED)
-    engine, want = Engine(model, method, **knobs), plain(model, inputs, max_new_tokens=20)
+    engine = Engine(model, method, exits=None if trained is None else trained(model), **knobs)
+    parts = {} if engine.exits is None else {k: v.clone() for k, v in engine.exits.state_dict().items()}
+    whole = engine.with_settings().generate(**inputs, max_new_tokens=20)
+    assert method in ("soft", "free", "eellm", "calm", "skipdecode", "ffnskip") or torch.equal(
+        whole.sequences, plain(model, inputs, max_new_tokens=20)
+    )
     seen: list[list[int]] = [[] for _ in MIXED]
 
     def stop(row: int, tokens: list[int]) -> None:
@@ -182,10 +205,15 @@ def test_an_interrupt_returns_what_was_written(method: str, knobs: dict[str, Any
         if len(seen[2]) >= 6 and row == 2:
             raise KeyboardInterrupt
 
+    def beginning(out: Any) -> None:
+        assert isinstance(out.drafts.stopped, KeyboardInterrupt)
+        for row, tokens in enumerate(out.drafts.tokens):
+            assert tokens == whole.drafts.tokens[row][: len(tokens)] and len(tokens) < 20
+            assert out.depth[row, : len(tokens)].tolist() == whole.depth[row, : len(tokens)].tolist()
+
     out = engine.generate(**inputs, max_new_tokens=20, on_tokens=stop)
-    assert isinstance(out.drafts.stopped, KeyboardInterrupt) and out.drafts.tokens == seen and 6 <= len(seen[2]) < 20
-    for row, tokens in enumerate(seen):
-        assert tokens == want[row, 9 : 9 + len(tokens)].tolist()
+    beginning(out)
+    assert out.drafts.tokens == seen and len(seen[2]) >= 6
 
     def fail(row: int, tokens: list[int]) -> None:
         raise ZeroDivisionError
@@ -194,8 +222,23 @@ def test_an_interrupt_returns_what_was_written(method: str, knobs: dict[str, Any
         engine.generate(**inputs, max_new_tokens=20, on_tokens=fail)
     with pytest.raises(KeyboardInterrupt):
         raise out.drafts.stopped
+    calls, own = [0], Backbone.count
+
+    def count(self: Backbone, states: Tensor) -> None:
+        calls[0] += 1
+        if calls[0] == 19:
+            raise KeyboardInterrupt
+        own(self, states)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Backbone, "count", count)
+        out = engine.generate(**inputs, max_new_tokens=20)
+    beginning(out)
+    assert len(out.drafts.tokens[0]) >= 1
     assert makeup(model) == before and all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
-    assert torch.equal(engine.generate(**inputs, max_new_tokens=20).sequences, want)
+    assert engine.exits is None or all(torch.equal(v, parts[k]) for k, v in engine.exits.state_dict().items())
+    again = engine.with_settings().generate(**inputs, max_new_tokens=20)
+    assert torch.equal(again.sequences, whole.sequences) and torch.equal(again.depth, whole.depth)
 
 
 def test_an_interrupt_before_the_first_token_returns_the_prompts() -> None:

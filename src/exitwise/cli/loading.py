@@ -115,11 +115,12 @@ def engine_of(
     defaults: for knobs of a new one that has them.
     """
     if exits is not None:
-        if method is not None:
-            raise KnobError(f"--exits has its method with it, so --method {method} says it twice. Leave one of them out.")
         if preset is not None:
             raise KnobError(f"--exits has its settings with it, so --preset {preset} says them twice. Leave one of them out, or use --set.")
-        return Engine.load(exits, model).with_settings(**knobs) if knobs else Engine.load(exits, model)
+        engine = Engine.load(exits, model)
+        if method not in (None, engine.method_name):
+            raise KnobError(f"{exits} holds exits of {engine.method_name}, not of {method}. Leave --method out, or give other exits.")
+        return engine.with_settings(**knobs) if knobs else engine
     from .. import methods
 
     chosen = methods.load(method or "mue")

@@ -38,7 +38,9 @@ Preset = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Knobs under a name. For mue: corrected (the default), paper, or released (its code)."),
 ]
-Exits = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Exits that `exitwise calibrate` or Engine.save wrote.")]
+Exits = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Exits that `exitwise calibrate`, `train --method` or Engine.save wrote.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="The first N items only.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out, count and name them, instead of stopping at the first.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]

@@ -81,7 +81,7 @@ def engine_for(
     from .loading import engine_of
 
     if adapter is None:
-        return engine_of(model, None if exits is not None else method or FULL, exits, knobs, preset)
+        return engine_of(model, method if exits is not None else method or FULL, exits, knobs, preset)
     if exits is not None or preset is not None or method not in (None, DRAFTS):
         raise KnobError(f"--adapter is for --method {DRAFTS} alone. Leave --exits and --preset out, and any other method.")
     return with_adapter(model, adapter, **knobs)

@@ -158,6 +158,18 @@ def _best(learner: Learner, out: Path) -> bool:
     return best.is_file()
 
 
+def _keep(learner: Learner, teaching: Teaching, folder: Path) -> None:
+    """What was trained beside a frozen model: an engine of the method that decodes with it, where one does, or the training's own form."""
+    from ..engine import Engine
+
+    made_by = learner.exits.made_by
+    if not made_by:
+        return teaching.keep(learner.exits, folder)
+    layers = len(learner.stack.layers(learner.model))
+    path = Engine(learner.model, made_by, exits=learner.exits, **teaching.settings(layers)).save(folder)
+    note(f"Next: exitwise run MODEL --exits {path.parent} --set decoder=0.8 --prompt ...")
+
+
 def _export(learner: Learner, updated: Any, teaching: Teaching, lesson: Lesson, tokenizer: Any) -> Path:
     """OUT/export: the model as an ordinary checkpoint, or what was trained beside a frozen one."""
     from ..train.language import lora
@@ -165,7 +177,7 @@ def _export(learner: Learner, updated: Any, teaching: Teaching, lesson: Lesson, 
     folder, model = lesson.out / "export", learner.eval().model
     folder.mkdir(parents=True, exist_ok=True)
     if teaching.frozen:
-        teaching.keep(learner.exits, folder)
+        _keep(learner, teaching, folder)
         note(f"The model itself was not changed: {folder} holds only what was trained beside it.")
         return folder
     ordinary: Any = model if updated is None else lora.merged(updated)

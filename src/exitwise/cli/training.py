@@ -121,6 +121,7 @@ def train(
                      --set depths=[8,16,24,30] --out sorted
     """
     ends = {"steps": steps, "seconds": seconds, "warmup": warmup, "patience": patience, "validate_every_s": validate_every, "bf16": bf16}
+    from ..errors import KnobError
     from .loading import writes_text
 
     if method is not None and writes_text(model):
@@ -131,11 +132,14 @@ def train(
         return show_taught(lesson, [name for name, value in foreign.items() if value is not None], as_object)
     if method is not None:
         asked = Asked(model, data, split, validation, skip_bad, seed)
-        refused = {"recipe": recipe, "weights": weights, "epochs": epochs, "validation": validation, "bf16": bf16 or None}
+        refused = {"recipe": recipe, "weights": weights, "epochs": epochs, "validation": validation, "bf16": bf16 or None,
+                   "lora": lora or None}  # fmt: skip
         how = options.knobs(values)
         refused |= {f"set {name}": True for name in how if name != "reads"}
         _taught(method, asked, task and task.value, {"steps": steps, "seconds": seconds, "lr": lr, **how}, refused, out, as_object)
         return
+    if lora:
+        raise KnobError("--lora is for language models. Leave it out, or give --method with one.")
     flags = {"lr": lr, "rows": rows, "epochs": epochs, "weights": weights and weights.value, "add_caption": add_caption}
     chosen = _recipe(recipe, task and task.value, values, {name: value for name, value in flags.items() if value is not None})
     asked = Asked(model, data, split, validation, skip_bad, seed)

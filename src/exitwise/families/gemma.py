@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..stack import Family, Language, Stack
-from . import two_prompts
-from .llama import window
+from .llama import small, window
 
 
 def _readout(model: Any, hidden: Tensor) -> Tensor:
@@ -39,30 +38,25 @@ def _rotary(model: Any, states: Tensor, positions: Tensor) -> Callable[[int], di
     return lambda layer: made[kinds[layer]]
 
 
-def _tiny(kind: str, **more: Any) -> tuple[Any, dict[str, Any]]:
-    import transformers
-
-    config = getattr(transformers, f"{kind}Config" if kind != "Gemma3" else "Gemma3TextConfig")(
-        vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=1, head_dim=12, intermediate_size=64,
-        initializer_range=0.1, max_position_embeddings=256, bos_token_id=1, eos_token_id=None, pad_token_id=0, **more,
-    )  # fmt: skip
-    return getattr(transformers, f"{kind}ForCausalLM")(config).eval(), two_prompts()
+def _small(kind: str, config: str | None = None, **more: Any) -> tuple[Any, dict[str, Any]]:
+    """`small` with one head of keys, heads that are wider than their share, and weights small enough for embeddings that are scaled."""
+    return small(kind, config, num_key_value_heads=1, head_dim=12, initializer_range=0.1, **more)
 
 
 def tiny() -> tuple[Any, dict[str, Any]]:
     """A random 4-layer Gemma 3 of width 32, three layers of which look back over 6 tokens and turn by another base, and two prompts."""
     kinds = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
-    return _tiny("Gemma3", sliding_window=6, layer_types=kinds, query_pre_attn_scalar=12)
+    return _small("Gemma3", "Gemma3TextConfig", sliding_window=6, layer_types=kinds, query_pre_attn_scalar=12)
 
 
 def tiny_one() -> tuple[Any, dict[str, Any]]:
     """A random 4-layer Gemma of width 32, and two prompts."""
-    return _tiny("Gemma")
+    return _small("Gemma")
 
 
 def tiny_two() -> tuple[Any, dict[str, Any]]:
     """A random 4-layer Gemma 2 of width 32 whose every second layer looks back over 6 tokens, and two prompts."""
-    return _tiny("Gemma2", sliding_window=6, query_pre_attn_scalar=12, final_logit_softcapping=3.0, attn_implementation="eager")
+    return _small("Gemma2", sliding_window=6, query_pre_attn_scalar=12, final_logit_softcapping=3.0, attn_implementation="eager")
 
 
 FAMILY = Family(

@@ -11,7 +11,8 @@ from ..stack import Family, Language, Stack
 from . import two_prompts
 
 
-def _readout(model: Any, hidden: Tensor) -> Tensor:
+def readout(model: Any, hidden: Tensor) -> Tensor:
+    """The final norm, then the head."""
     logits: Tensor = model.lm_head(model.model.norm(hidden))
     return logits
 
@@ -37,22 +38,32 @@ def window(model: Any, layer: int) -> int | None:
     return span
 
 
+def small(kind: str, config: str | None = None, **more: Any) -> tuple[Any, dict[str, Any]]:
+    """A random 4-layer model of width 32 of a kind ('Llama') that takes Llama's names in its configuration, and two prompts.
+
+    config: the configuration's class, where it is not the kind's name and 'Config'; more: fields of it.
+    """
+    import transformers
+
+    usual = {
+        "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 64, "initializer_range": 0.3, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": None,
+        "pad_token_id": 0,
+    }  # fmt: skip
+    made = getattr(transformers, config or f"{kind}Config")(**{**usual, **more})
+    return getattr(transformers, f"{kind}ForCausalLM")(made).eval(), two_prompts()
+
+
 def tiny() -> tuple[Any, dict[str, Any]]:
     """A random 4-layer Llama of width 32 with two heads of keys for four of queries, tied as SmolLM2 is, and two prompts."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
-        initializer_range=0.3, max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=1, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval(), two_prompts()
+    return small("Llama", tie_word_embeddings=True)
 
 
 FAMILY = Family(
     model_types=("llama",),
     classes=("LlamaForCausalLM",),
     stacks=(Stack("model.layers", "decoder", ("decoder",)),),
-    readout=_readout,
+    readout=readout,
     language=Language(embed, rotary, norm="model.norm"),
     about="LlamaForCausalLM",
     tiny=tiny,

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from ..stack import Family, Language, Stack
-from . import two_prompts
-from .llama import embed, rotary, window
-
-
-def _readout(model: Any, hidden: Tensor) -> Tensor:
-    logits: Tensor = model.lm_head(model.model.norm(hidden))
-    return logits
+from .llama import embed, readout, rotary, small, window
 
 
 def tiny() -> tuple[Any, dict[str, Any]]:
     """A random 4-layer Mistral of width 32 that looks back over 6 tokens, and two prompts that are longer."""
-    from transformers import MistralConfig, MistralForCausalLM
-
-    config = MistralConfig(
-        vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
-        initializer_range=0.3, max_position_embeddings=256, sliding_window=6, bos_token_id=1, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    return MistralForCausalLM(config).eval(), two_prompts()
+    return small("Mistral", sliding_window=6)
 
 
 FAMILY = Family(
     model_types=("mistral",),
     classes=("MistralForCausalLM",),
     stacks=(Stack("model.layers", "decoder", ("decoder",)),),
-    readout=_readout,
+    readout=readout,
     language=Language(embed, rotary, window, norm="model.norm"),
     about="MistralForCausalLM",
     tiny=tiny,

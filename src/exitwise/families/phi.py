@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..stack import Family, Language, Stack
-from . import two_prompts
-from .llama import embed, rotary
+from .llama import embed, rotary, small
 
 
 def _readout(model: Any, hidden: Tensor) -> Tensor:
@@ -18,13 +17,7 @@ def _readout(model: Any, hidden: Tensor) -> Tensor:
 
 def tiny() -> tuple[Any, dict[str, Any]]:
     """A random 4-layer Phi of width 32, and two prompts."""
-    from transformers import PhiConfig, PhiForCausalLM
-
-    config = PhiConfig(
-        vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
-        initializer_range=0.3, max_position_embeddings=256, bos_token_id=1, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    return PhiForCausalLM(config).eval(), two_prompts()
+    return small("Phi")
 
 
 FAMILY = Family(

@@ -4,13 +4,14 @@ made."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..reading import Reading
 from ..run.encode import Walker
 from ..run.walk import Session
 from .accept import accepted
@@ -22,13 +23,14 @@ from .plan import Decoding, Draft
 from .skipping import Skipper
 from .stair import Stair
 from .store import blocks
+from .watching import Judged
 
 
 @dataclass
 class Written:
     """What a run wrote. tokens: new token ids of each row. depths: layers that each of them ran. rounds, drafted, accepted: of drafts; a
-    round of a row adds one token of the model's own. skipped: feed-forward nets that were left out, rows counted. stopped: the exception
-    that ended it early, if one did."""
+    round of a row adds one token of the model's own. skipped: feed-forward nets that were left out, rows counted. threshold: that was in
+    force, where it is chosen while the model runs. stopped: the exception that ended it early, if one did."""
 
     tokens: list[list[int]]
     depths: list[list[int]]
@@ -37,6 +39,7 @@ class Written:
     accepted: int = 0
     per_round: list[int] = field(default_factory=list)
     skipped: int = 0
+    threshold: float | None = None
     stopped: BaseException | None = None
 
 
@@ -53,6 +56,13 @@ class Loop:
         self.names = list(range(rows))  # number in the batch of each row that still runs
         self.drafter: Drafter | None = None
         self.offers: Offers | None = None
+        self.rule = session.plan.rules.get(backbone.stack.streams[0])
+        self.judged: Judged | None = None
+        if decoding.watch is not None:
+            assert isinstance(self.rule, Reading)
+            self.written.threshold = decoding.watch.begin()
+            self.rule = replace(self.rule, threshold=self.written.threshold)
+            self.judged = Judged(decoding.watch, self.rule.measure, rows) if decoding.watch.open else None
         self.step = 0
 
     @torch.no_grad()
@@ -92,12 +102,11 @@ class Loop:
 
     def _token(self) -> None:
         rows = list(range(self.stair.rows))
-        rule = self.session.plan.rules.get(self.backbone.stack.streams[0])
         if self.decoding.route is not None:
             states, depths = self._routed(rows)
         elif self.decoding.skip is not None:
             states, depths = self._skipping(rows)
-        elif rule is None:
+        elif self.rule is None:
             self.stair.advance(rows, self.backbone.depth)
             states, depths = self.stair.newest(rows), [self.backbone.depth] * len(rows)
         else:
@@ -107,19 +116,22 @@ class Loop:
             picks = self._likeliest(logits)
         else:
             picks = [self._pick(row, logits[row]) for row in rows]
+        if self.judged is not None:
+            self.judged.settle(self.backbone, self.stair, [row for row in rows if depths[row] == self.backbone.depth], logits)
         self._take({row: [picks[row]] for row in rows}, {row: [depths[row]] for row in rows})
 
     def _leaving(self, rows: list[int]) -> tuple[Tensor, list[int]]:
-        """Each row runs until its rule lets it go."""
+        """Each row runs until its rule lets it go; what the head is given of each, and its depth."""
         session, stack, layers = self.session, self.backbone.stack, self.backbone.depth
-        rule = session.plan.rules[stack.streams[0]]
-        walker = Walker(session, stack, rule, rows, self.stair.newest(rows), None, layers, len(rows), self.step + 1)
+        walker = Walker(session, stack, self.rule, rows, self.stair.newest(rows), None, layers, len(rows), self.step + 1)
         for layer in range(layers):
             if not walker.rows:
                 break
             walker.advance(layer + 1, self.stair.visit(layer, walker.rows))
+            if self.judged is not None and walker.view is not None and walker.view.at.layer == layer + 1:
+                self.judged.note(walker.view)
         assert walker.result is not None
-        return walker.result, walker.depth
+        return session.answers.given(walker.result), walker.depth
 
     def _routed(self, rows: list[int]) -> tuple[Tensor, list[int]]:
         """All rows run the layers of this step's route."""
@@ -263,6 +275,8 @@ class Loop:
                 self.drafter.keep(staying)
             if self.offers is not None:
                 self.offers.keep(staying)
+            if self.judged is not None:
+                self.judged.keep(staying)
         self.names = [self.names[row] for row in staying]
         if staying:
             self.stair.append(list(range(len(staying))), newest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,10 +45,26 @@ class SkipFFN:
     warm: int
 
 
+class Watch(Protocol):
+    """Chooses the threshold of a rule that is asked at one depth from what the running model itself shows.
+
+    begin: a run starts; the threshold in force. open: whether it still learns. see: of tokens that the exit judged and that the last layer
+    has read since, how sure the exit was, and whether both found the same token the likeliest.
+    """
+
+    @property
+    def open(self) -> bool: ...
+
+    def begin(self) -> float: ...
+
+    def see(self, sure: Sequence[float], agree: Sequence[bool]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Decoding:
-    """Only a language model's own loop can do these; at most one of them."""
+    """Only a language model's own loop can do these; at most one of them. watch: holds state; an engine keeps one for all its runs."""
 
     draft: Draft | None = None
     route: Route | None = None
     skip: SkipFFN | None = None
+    watch: Watch | None = None

@@ -21,7 +21,8 @@ from .backbone import Backbone
 from .store import BLOCK, Span, Store, blocks
 
 Run = Callable[[int, Tensor, Span, Store, dict[str, Any], Tensor | None], Tensor]
-POLICIES = ("run late", "recompute", "propagate", "copy", "none")
+EXACT = ("run late", "recompute")  # every token runs through a layer before a later one does
+POLICIES = (*EXACT, "propagate", "copy", "none")
 
 
 class Stair:
@@ -144,7 +145,7 @@ class Stair:
         run: what takes the place of the backbone's own `run`.
         """
         have = self.have[layer]
-        if self.policy not in ("run late", "recompute"):
+        if self.policy not in EXACT:
             self._make_good(layer, rows)
         starts = [have[row] for row in rows]
         ends = [len(self.ids[row]) for row in rows]

@@ -20,7 +20,7 @@ class Answers:
 
     def __init__(self, model: nn.Module, family: Family, exits: Exits | None, counted: Callable[[], None]) -> None:
         self.model, self.family, self.exits, self.counted = model, family, exits, counted
-        self.left: list[tuple[list[int], list[int], Tensor]] = []
+        self.left: list[tuple[list[int], list[int], Said]] = []
         self.rows, self.reading = 0, False
         self.ramps: Any = None if exits is None else exits.ramps
         self.parts = exits.parts if exits is not None else nn.ModuleDict()
@@ -49,6 +49,8 @@ class Answers:
             self.counted()
             said: Said = self.exits.heads[layer - 1](token)
             return said
+        if stack.kind == "decoder" and self.ramps is not None and layer < at.layers:
+            token = self.ramps(layer, token, memory)
         if self.cheaply is not None:
             return Said(token, self.cheaply(token[:, None])[:, 0])
         readout = self.family.readout
@@ -56,8 +58,6 @@ class Answers:
             raise FamilyError(
                 f"Nothing reads a state of {type(self.model).__name__}. Give its family a `readout`, or train exits with heads."
             )
-        if stack.kind == "decoder" and self.ramps is not None and layer < at.layers:
-            token = self.ramps(layer, token, memory)
         self.reading = True  # the head that is asked here is the one in whose place exits answer
         try:
             logits = readout(self.model, state if stack.kind == "encoder" else token[:, None])
@@ -69,9 +69,19 @@ class Answers:
             raise FamilyError(f"{type(self.model).__name__} answers {tuple(logits.shape)}, not once a row: no exit can be judged by it.")
         return Said(token, logits if candidates is None else logits[:, _checked(candidates, logits.shape[1])])
 
-    def leave(self, rows: Sequence[int], logits: Tensor, places: Sequence[int] = ()) -> None:
+    def leave(self, rows: Sequence[int], said: Said, places: Sequence[int] = ()) -> None:
         """These rows (numbers in the batch) left early with these answers. places: of a decoder, the token that was read, from the end."""
-        self.left.append((list(rows), list(places), logits))
+        self.left.append((list(rows), list(places), said))
+
+    def given(self, states: Tensor) -> Tensor:
+        """What a decoder's head is given in the place of the states (rows, 1, width) with which rows left: their trained exits' own."""
+        if not self.left:
+            return states
+        states = states.clone()
+        for rows, _, said in self.left:
+            states[torch.tensor(rows, device=states.device), -1] = said.feature.to(states)
+        self.left = []
+        return states
 
     def put(self, module: nn.Module, args: Any, output: Any) -> Any:
         """A hook on the model's classifier: rows that left early get their exit's answer, the others keep their own, untouched."""
@@ -85,8 +95,8 @@ class Answers:
                 f"{type(module).__name__} gave {shape}, not one answer for each of {self.rows} rows: exits cannot speak for it."
             )
         out = output.clone()
-        for rows, _, logits in self.left:
-            out[torch.tensor(rows, device=out.device)] = logits.to(out)
+        for rows, _, said in self.left:
+            out[torch.tensor(rows, device=out.device)] = said.logits.to(out)
         self.left = []
         return out
 
@@ -96,8 +106,8 @@ class Answers:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise FamilyError(f"{type(module).__name__} gave {shape}, not logits of tokens of {self.rows} rows: exits cannot speak here.")
         out = output.clone()
-        for rows, places, logits in self.left:
-            out[torch.tensor(rows, device=out.device), torch.tensor(places, device=out.device)] = logits.to(out)
+        for rows, places, said in self.left:
+            out[torch.tensor(rows, device=out.device), torch.tensor(places, device=out.device)] = said.logits.to(out)
         self.left = []
         return out
 

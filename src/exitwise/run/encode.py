@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..criteria import Fixed, Rule, Step, last_real
 from ..errors import FamilyError
-from ..heads import Mean, Place, state_at
+from ..heads import Mean, Place, Said, state_at
 from ..reading import Hindsight, Reading, View, enough
 from ..stack import Stack
 from .cache import rows_tensor
@@ -46,7 +46,7 @@ class Walker:
         self.sure = torch.full((of, layers), float("nan")) if session.plan.record else None
         self.memory: dict[str, Tensor] = {}
         self.view: View | None = None
-        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.seen: list[tuple[Tensor, Said]] = []
         session.answers.begin(of)
 
     @property
@@ -101,12 +101,12 @@ class Walker:
         answers, index = self.session.answers, torch.tensor(going, device=after.device)
         place = self._place(self._own_mask())
         if self.view is not None and self.view.at.layer == at.layer and self.view.was_read:
-            logits = self.view.said.logits.index_select(0, index)
+            said = Said(*(part.index_select(0, index) for part in self.view.said))
         else:
             token = state_at(after, place).index_select(0, index)
             memory = {name: value.index_select(0, index) for name, value in self.memory.items()}
-            logits = answers.read(self.stack, at, after.index_select(0, index), token, memory).logits
-        answers.leave([self.rows[i] for i in going], logits, _from_end(place, going, after.shape[1]))
+            said = answers.read(self.stack, at, after.index_select(0, index), token, memory)
+        answers.leave([self.rows[i] for i in going], said, _from_end(place, going, after.shape[1]))
 
     def _ready(self, before: Tensor, after: Tensor, at: Step) -> list[bool]:
         """Which of the walking rows leave after this layer. At most one host synchronisation, and none where nothing is in doubt."""
@@ -153,19 +153,20 @@ class Walker:
 
     def _look_back(self, before: Tensor, after: Tensor, at: Step) -> None:
         """Notes what this exit says; after the last layer, each row gets the first state whose answer was the last one's."""
-        self.seen.append((after, self._view(before, after, at, self._own_mask()).logits))
+        self.seen.append((after, self._view(before, after, at, self._own_mask()).said))
         if at.layer < at.layers:
             return
-        depths = enough([logits for _, logits in self.seen])
+        depths = enough([said.logits.float() for _, said in self.seen])
         size = min(self.group, len(depths))
         for i, row in enumerate(self.rows):
             depth = self.depth[row] = max(depths[i - i % size : i - i % size + size])
             if self.result is None:
                 self.result = after.new_zeros((self.of, *after.shape[1:]))
-            state, logits = self.seen[depth - 1]
+            state, said = self.seen[depth - 1]
             self.result[row] = state[i]
             if depth < at.layers and self.session.answers.trained(self.stack):
-                self.session.answers.leave([row], logits[i : i + 1], _from_end(self._place(self._own_mask()), [i], after.shape[1]))
+                one = Said(*(part[i : i + 1] for part in said))
+                self.session.answers.leave([row], one, _from_end(self._place(self._own_mask()), [i], after.shape[1]))
         self.rows = []
 
 

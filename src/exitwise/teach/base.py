@@ -27,6 +27,11 @@ class Teaching(ABC):
         """What is trained besides the model: nothing, and its own head answers at every depth."""
         return Exits(Shape(model.config.get_text_config().hidden_size, 0, layers), heads=False)
 
+    def settings(self, layers: int) -> dict[str, Any]:
+        """Knobs with which the method that made the exits (`Exits.made_by`) decodes by them."""
+        return {}
+
     def keep(self, exits: Exits, folder: Path) -> None:
-        """Writes what was trained beside a frozen model. Raises CheckpointError where there is nothing."""
+        """Writes what was trained beside a frozen model in a form of its own, where no method made the exits. Raises CheckpointError where
+        there is nothing."""
         raise CheckpointError(f"{type(self).__module__.rpartition('.')[2]} trains the model itself: there is nothing beside it to keep.")

@@ -128,7 +128,8 @@ def test_the_law_that_is_learnt_gets_no_gradient() -> None:
 
 
 class Double(nn.Module):
-    def forward(self, state: Tensor) -> Tensor:
+    def forward(self, layer: int, state: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        assert layer == 2
         return 2 * state
 
 
@@ -136,7 +137,7 @@ def test_tuned_exits_read_through_their_own_part_with_warmed_weights() -> None:
     """A gain before a root-mean-square norm changes nothing, so that the exit's loss is the cut model's; the weight is 1/4 of 0.5 at step
     0."""
     model = llama()
-    owner = learner(model, True, **{"exit 2": Double()})
+    owner = learner(model, True, ramps=Double())
     told = objectives.tuned_exits({2: 0.5}, warmup=4)(owner, batch(0))
     with torch.no_grad():
         want = by_hand(model, batch(), 2)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers.pytorch_utils import Conv1D
+
 from exitwise.errors import KnobError
 
 
 def with_lora(model: Any, rank: int, alpha: float | None = None) -> Any:
-    """Puts low-rank updates on all linear layers of the model but its head, in place, and returns what `merged` takes. Raises KnobError
-    without `peft`."""
+    """Puts low-rank updates on all linear layers of the model but its head, in place, and returns what `merged` takes.
+
+    alpha: the updates are scaled by alpha / rank; None takes twice the rank. Raises KnobError without `peft`.
+    """
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig, LoraModel
     except ImportError:
         raise KnobError(
-            "Low-rank updates need the library peft, which is not installed. Run: pip install peft; or train all weights."
+            "Low-rank updates need the library peft, which is not installed. Run: pip install 'exitwise[lora]'; or train all weights."
         ) from None
     if rank < 1:
         raise KnobError(f"A rank of {rank} is not possible. Allowed: 1 and more, such as 16.")
-    config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, config)
+    turned = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2's weights are (in, out)
+    config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules="all-linear", fan_in_fan_out=turned)
+    return LoraModel(model, config, "default")
 
 
 def only_updates(model: Any) -> None:
@@ -29,5 +34,5 @@ def only_updates(model: Any) -> None:
 
 
 def merged(updated: Any) -> Any:
-    """The base of what `with_lora` returned, its updates added to its weights: an ordinary model again."""
+    """The model that `with_lora` was given, the updates added to its weights: an ordinary one again."""
     return updated.merge_and_unload()

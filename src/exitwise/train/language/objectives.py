@@ -84,7 +84,7 @@ def scheduled(layers: int, most: int, least: int, length: int, warm: int = 1) ->
 
 
 def tuned_exits(early: Mapping[int, float], warmup: int = 0) -> Objective:
-    """The losses of exits with parts of their own, `exits.parts["exit N"]`, before the model's head; the base is frozen: EE-Tuning."""
+    """The losses of exits with parts of their own, `exits.ramps`, before the model's head; the base is frozen: EE-Tuning."""
 
     def objective(learner: Learner, batch: Labelled) -> Mapping[str, Tensor]:
         asked = batch.labels != IGNORED
@@ -92,8 +92,9 @@ def tuned_exits(early: Mapping[int, float], warmup: int = 0) -> Objective:
         walked, told = learner.walk(batch.inputs), dict[str, Tensor]()
         total = walked.states[0].new_zeros((), dtype=torch.float32)
         for depth in early if bool(asked.any()) else ():
-            part = learner.exits.parts[f"exit {depth}"]
-            own = token_loss(part(walked.states[depth - 1][asked]), batch.labels[asked], learner.read)
+            assert learner.exits.ramps is not None
+            given = learner.exits.ramps(depth, walked.states[depth - 1][asked], {})
+            own = token_loss(given, batch.labels[asked], learner.read)
             told[f"exit {depth}"] = own.detach()
             total = total + shares[depth] * own
         return {"loss": total, **told}
