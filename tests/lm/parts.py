@@ -67,8 +67,16 @@ def walked(
     said = []
     for step in range(len(tokens[0]) - first):
         stair.append(rows, [[row[first + step]] for row in tokens])
-        for layer in range(max(each[step] for each in depths)):
-            stair.visit(layer, [row for row in rows if depths[row][step] > layer])
+        going, left = rows, dict[int, Tensor]()
+
+        def watch(layer: int, states: Tensor, step: int = step) -> list[int]:
+            nonlocal going
+            left.update({row: state.clone() for row, state in zip(going, states, strict=True) if depths[row][step] == layer})
+            going = [row for row in going if depths[row][step] > layer]
+            return going
+
+        stair.advance(rows, backbone.depth, watch=watch)
+        assert torch.equal(stair.newest(rows), torch.stack([left[row] for row in rows]))  # each waits in the state in which it left
         said.append(backbone.readout(stair.newest(rows))[:, -1])
         seen()
     return torch.stack(said, 1)

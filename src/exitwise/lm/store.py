@@ -80,7 +80,7 @@ class Store:
     """Keys and values of one layer, (rows, heads, slots, width of a head) each, made at the first write.
 
     A row lies at a place of its own. Rows whose places follow each other are read as they lie; others are gathered, which copies all that
-    they hold. Rows that come together a second time are therefore laid together, once, and found so from then on.
+    they hold. Rows that come together twice in turn are therefore laid together, once, and found so from then on.
     """
 
     def __init__(self, rows: int, room: int = BLOCK) -> None:
@@ -89,7 +89,7 @@ class Store:
         self.values: Tensor | None = None
         self.order = list(range(rows))  # the row that lies at each place
         self.filled = 0  # one past the last slot that any row has written
-        self._gathered: tuple[int, ...] | None = None
+        self._last: tuple[int, ...] | None = None  # the rows that were read last
         self._found: tuple[tuple[int, ...] | None, slice | Tensor] | None = None
 
     def write(self, span: Span, keys: Tensor, values: Tensor) -> None:
@@ -109,12 +109,12 @@ class Store:
         """Keys and values of the span's rows, up to its last slot. Raises nothing: slots that were not written yet hold what they hold."""
         assert self.keys is not None and self.values is not None
         rows = self._named(span)
-        if not isinstance(self._where(span), slice) and self._gathered == rows:
+        again, self._last = self._last == rows, rows
+        if again and not isinstance(self._where(span), slice):
             self._together(rows)
         where = self._where(span)
         if isinstance(where, slice):
             return self.keys[where, :, : span.end], self.values[where, :, : span.end]
-        self._gathered = rows
         return self.keys[:, :, : span.end].index_select(0, where), self.values[:, :, : span.end].index_select(0, where)
 
     def copy(self, other: Store, row: int, slots: list[int]) -> None:
@@ -134,7 +134,7 @@ class Store:
             places = torch.tensor([self.order.index(row) for row in rows.tolist()], device=self.keys.device)
             self.keys, self.values = self.keys.index_select(0, places), self.values.index_select(0, places)
         self.rows, self.order = len(rows), list(range(len(rows)))
-        self._gathered = self._found = None
+        self._last = self._found = None
 
     def _named(self, span: Span) -> tuple[int, ...]:
         return tuple(range(self.rows)) if span.rows is None else span.rows
