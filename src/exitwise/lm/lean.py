@@ -51,8 +51,8 @@ def _scaled(gain: Tensor, floor: Tensor) -> Norm:
 def filled_up(states: Tensor) -> Tensor:
     """Flat states (tokens, width), with zeros as further tokens up to a tile where that is faster; on a CPU, else unchanged.
 
-    A product of a matrix and 9 to 15 tokens takes up to twice the time of the same with 16 (MKL with AVX-512, float32: 2.3 ms for the net of
-    a layer of 576 x 1536 with 16 tokens, 2.5 with 8, 3.5 with 15), so that a batch from which rows leave would become slower.
+    A product of a matrix and 8 to 15 tokens takes longer than one with 16 (MKL with AVX-512, float32, the net of a layer of 576 x 1536:
+    2.3 ms with 16 tokens, 2.5 with 8, 3.5 with 15), so that a batch from which rows leave would become slower.
     """
     if not FEW <= len(states) < TILE or states.device.type != "cpu":
         return states

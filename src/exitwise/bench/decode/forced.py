@@ -49,8 +49,8 @@ def mixed(layers: int) -> list[int]:
 def static(model: Any, ids: Tensor, depths: Sequence[int], tokens: int, whole_prompt: bool = True) -> list[list[int]]:
     """The ideal: new tokens of each row (rows, prompt) by the model's layers alone, every layer run for the rows that need it.
 
-    depths: of each row, for every new token but the first. whole_prompt: the prompt, and with it the first new token, runs all layers, as it
-    does in our loop; else those of its row only. No rule, no stair, nobody lags: rows that stay are the first ones of those that came.
+    depths: of each row, for every new token but the first. whole_prompt: the prompt, and with it the first new token, runs all layers, as
+    in our loop; else those of its row only. No rule, no stair, nobody lags: rows that stay are the first ones of those that came.
     """
     backbone = Backbone(model, families.of(model)[1])
     order = sorted(range(len(depths)), key=lambda row: -depths[row])
