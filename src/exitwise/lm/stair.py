@@ -58,6 +58,8 @@ class _Going:
 
     def newest(self) -> Tensor:
         """(rows, 1, width) state of each row's last token."""
+        if self.span.tokens == 1:
+            return self.states
         return self.states[:, -1:] if self.last is None else self.states[self.last][:, None]
 
 
