@@ -126,10 +126,11 @@ class Lean:
 
     def ffn(self, states: Tensor) -> Tensor:
         """The states after the feed-forward net, the residual added."""
-        flat = filled_up(states.reshape(-1, states.shape[-1]))
+        own = states.reshape(-1, states.shape[-1])
+        flat = filled_up(own)
         x = self.ffn_norm(flat)
         out = self._added(flat, self.down, self.act(self.gate(x)).mul_(self.up(x)), self.ffn_after)
-        return out[: states.shape[0] * states.shape[1]].view(states.shape)
+        return (out if flat is own else out[: len(own)]).view(states.shape)
 
     @staticmethod
     def _added(states: Tensor, out: Map, x: Tensor, after: Norm | None) -> Tensor:
