@@ -29,7 +29,7 @@ def similarity(before: Tensor, after: Tensor, scope: str = "token_mean", mask: T
     """
     before, after = before.float(), after.float()
     if before.shape[1] == 1:
-        return F.cosine_similarity(before[:, 0], after[:, 0], dim=-1)
+        return F.cosine_similarity(before, after, dim=-1)[:, 0]
     if scope == "flat":
         if mask is not None:
             before, after = before * mask[..., None], after * mask[..., None]

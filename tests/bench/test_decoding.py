@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import torch
 from tests.families.cases import CASES
 from tests.speakers import saved
 
-from exitwise import Engine
+from exitwise import Engine, families
 from exitwise.bench import decoding
 from exitwise.bench.decode import choose, forced, long, memory, roofline, run, table, ways
 from exitwise.errors import FingerprintError
@@ -173,31 +174,42 @@ def test_economize_writes_the_same(speaker: Speaker, prompts: list[run.Asked]) -
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in speaker.model.modules())
 
 
-@pytest.mark.parametrize("case", ["llama", "gpt2"])
-def test_forced_exits_say_what_the_cut_model_says(case: str) -> None:
-    """Shallow prompts of one token: for longer ones the loop runs the prompt at full depth, which the cut model cannot."""
+@pytest.mark.parametrize("case", ["llama", "gpt2", "gemma"])
+@pytest.mark.parametrize("depths", [[2], [1, 4, 2, 3], [4, 1, 1]])
+def test_the_ideal_says_what_forced_exits_say(case: str, depths: list[int]) -> None:
+    """Both run the prompt at full depth and each row at its own from then on; rows that stay share no layer call with those that left."""
     torch.manual_seed(0)
     model, _ = CASES[case][1]()
-    layers = model.config.num_hidden_layers
-    given = forced.inputs(model, 2, 6)
-    how = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": []}
-    out = forced.exits(model, [1, layers]).generate(**given, **how)
-    assert out.depth[0].tolist() == [layers, *[1] * 5] and out.depth[1].tolist() == [layers] * 6
-    with forced.cut(model, 2):
-        short = Engine(model, "never").generate(**given, **how)
-        assert torch.equal(short.sequences, model.generate(**given, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0))
-        assert set(short.depth.unique().tolist()) == {2}
-    with pytest.raises(ZeroDivisionError), forced.cut(model, 1):
-        raise ZeroDivisionError
-    assert model.config.num_hidden_layers == layers == Engine(model, "never").layers["decoder"]
+    given = forced.inputs(model, 5, 6)
+    out = forced.exits(model, depths).generate(**given, max_new_tokens=6, do_sample=False, eos_token_id=[])
+    dealt = [depths[row % len(depths)] for row in range(5)]
+    assert out.depth.tolist() == [[4, *[depth] * 5] for depth in dealt]
+    said = forced.static(model, given["input_ids"], dealt, 6)
+    assert said == out.sequences[:, 6:].tolist()
+    assert depths != [1, 4, 2, 3] or said != forced.static(model, given["input_ids"], [4] * 5, 6)
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2"])
+def test_the_ideal_cut_for_the_prompt_too_is_a_shorter_model(case: str) -> None:
+    torch.manual_seed(0)
+    model, _ = CASES[case][1]()
+    given = forced.inputs(model, 3, 6)
+    said = forced.static(model, given["input_ids"], [2, 4, 1], 5, whole_prompt=False)
+    for row, depth in enumerate((2, 4, 1)):
+        short = copy.deepcopy(model)
+        del families.of(short)[1].stacks_of(short)[0].layers(short)[depth:]
+        short.config.num_hidden_layers = depth
+        alone = short.generate(given["input_ids"][row : row + 1], max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert said[row] == alone[0, 6:].tolist()
 
 
 def test_the_realised_share_is_taken_of_every_turn(speaker: Speaker) -> None:
     found = forced.realised(speaker.model, 4, [1, 4], 2, 3)
-    assert set(found["median_s"]) == {"full", "exits", "4 rows to 1", "2 rows to 4", "2 rows to 1"}
+    assert set(found["median_s"]) == {"full", "exits", "ideal", "cut"}
     m = found["median_s"]
-    ideal = m["4 rows to 1"] + m["2 rows to 4"] - m["2 rows to 1"]
-    assert found["ideal_s"] == pytest.approx(ideal) and found["realised"] == pytest.approx((m["full"] - m["exits"]) / (m["full"] - ideal))
+    for name, least in (("realised", "ideal"), ("realised_cut", "cut")):
+        assert found[name] == pytest.approx((m["full"] - m["exits"]) / (m["full"] - m[least])) and len(found[f"{name}_iqr"]) == 2
+    assert found["possible"] == pytest.approx(1 - m["ideal"] / m["full"])
     assert all(len(times) == 2 for times in found["times_s"].values())
 
 
@@ -283,7 +295,8 @@ def test_the_steps_fill_their_keys(folder: Path, tmp_path: Path, capsys: pytest.
     assert summary["decode/unequal_prompts"] == 0 and summary["decode/long_unequal"] == 0
     speeds = ("full_over_generate", "lossless_over_generate", "lossless_over_full", "lossy_over_generate_at_99")
     assert all((summary[f"decode/{key}"] or 0) > 0 for key in speeds)
-    assert {"decode/realised_batch1", "decode/realised_batch16"} <= set(summary)
+    for name in ("batch1", "batch16", "batch16_all"):
+        assert {f"decode/realised_{name}", f"decode/possible_{name}"} <= set(summary)
     bench = found["decode-lossless"].func.__self__  # type: ignore[attr-defined]
     judged, held = ({each.where for each in part} for part in bench.asked)
     assert len(judged) == 3 and len(held) == 2 and not judged & held  # settings are not chosen on what is judged

@@ -67,8 +67,21 @@ def walked(
     said = []
     for step in range(len(tokens[0]) - first):
         stair.append(rows, [[row[first + step]] for row in tokens])
-        for layer in range(max(each[step] for each in depths)):
-            stair.visit(layer, [row for row in rows if depths[row][step] > layer])
+        left = _walked_once(stair, rows, [each[step] for each in depths])
+        assert torch.equal(stair.newest(rows), left)  # each waits in the state in which it left
         said.append(backbone.readout(stair.newest(rows))[:, -1])
         seen()
     return torch.stack(said, 1)
+
+
+def _walked_once(stair: Stair, rows: list[int], depths: Sequence[int]) -> Tensor:
+    """(rows, 1, width) states in which the newest tokens of these rows leave, each at its depth."""
+    left: dict[int, Tensor] = {}
+
+    def watch(layer: int, states: Tensor) -> list[int]:
+        going = [row for row in rows if row not in left]
+        left.update({row: state.clone() for row, state in zip(going, states, strict=True) if depths[row] == layer})
+        return [row for row in going if row not in left]
+
+    stair.advance(rows, stair.backbone.depth, watch=watch)
+    return torch.stack([left[row] for row in rows])

@@ -13,7 +13,7 @@ from torch import nn
 
 from exitwise import families
 from exitwise.lm.backbone import Backbone
-from exitwise.lm.lean import attend, lean_of, norm_of
+from exitwise.lm.lean import attend, filled_up, lean_of, norm_of
 from exitwise.lm.stair import Stair
 
 TOKENS = [words(90, 1), words(90, 2)]
@@ -38,6 +38,24 @@ def test_lean_layers_say_what_the_layers_say(case: str, policy: str) -> None:
             assert backbone.trace.calls and (policy == "run late" or backbone.trace.fills)
     torch.testing.assert_close(said[0], said[1], **CLOSE)
     assert said[0].std() > 0.1
+
+
+@torch.no_grad()
+def test_few_rows_are_filled_up_and_say_what_each_says_alone() -> None:
+    """A tile of 16 for 8 to 15 rows, in layers and in the head; what was filled in is never seen."""
+    assert [len(filled_up(torch.ones(n, 3))) for n in (1, 7, 8, 15, 16, 17)] == [1, 7, 16, 16, 16, 17]
+    assert filled_up(torch.ones(9, 3)).sum() == 27
+    for case in ("llama", "gemma", "gpt2"):
+        backbone, rows = backbone_of(case), [words(12, seed) for seed in range(9)]
+        widths: list[int] = []
+        backbone.model.get_output_embeddings().register_forward_hook(lambda m, a, out, w=widths: w.append(out.shape[:-1].numel()))
+        said = walked(Stair(backbone, 9), rows, [[4, 2]] * 9, 10)
+        for row in range(9):
+            torch.testing.assert_close(walked(Stair(backbone, 1), rows[row : row + 1], [[4, 2]], 10)[0], said[row], **CLOSE)
+        assert set(widths) == {16, 1} and said.shape[:2] == (9, 2)
+        states = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
+        want = torch.stack([torch.cat([backbone.readout(states[r : r + 1, t : t + 1]) for t in range(4)], 1)[0] for r in range(3)])
+        torch.testing.assert_close(backbone.readout(states), want, **CLOSE)
 
 
 def hooked(layer: Any) -> None:

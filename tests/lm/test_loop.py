@@ -50,6 +50,18 @@ def test_full_depth_is_generate(case: str) -> None:
         assert not more or len(set(real)) > 1 or "min_new_tokens" in more  # rows end at different steps
 
 
+@pytest.mark.parametrize("method, knobs", [("mue", {"decoder": 0.75}), ("calm", {"measure": "saturation", "decoder": 0.75})])
+def test_a_row_leaves_where_it_leaves_alone(method: str, knobs: dict[str, Any]) -> None:
+    """A rule that compares states sees the same two whether a row is alone or not; alone, its first state once was a view of the second."""
+    model, _ = made("llama")
+    inputs, engine = batch(*MIXED), Engine(model, method, **knobs)
+    together = engine.generate(**inputs, max_new_tokens=12)
+    assert len(set(together.depth.flatten().tolist())) > 2
+    for row in range(len(MIXED)):
+        alone = engine.generate(**one(inputs, row), max_new_tokens=12)
+        assert alone.drafts.tokens[0] == together.drafts.tokens[row] and alone.depth[0].tolist() == together.depth[row].tolist()
+
+
 SETTINGS: list[dict[str, Any]] = [
     {"depth": 1, "drafts": 1},
     {"depth": 2, "drafts": 4},

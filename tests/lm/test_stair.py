@@ -66,9 +66,9 @@ def test_exact_policies_are_exact_for_rows_of_unlike_depth(case: str, policy: st
 @pytest.mark.parametrize("case", LANGUAGE)
 @torch.no_grad()
 def test_propagate_takes_keys_from_the_state_that_left(case: str) -> None:
-    backbone, tokens, depths = backbone_of(case), rows_of(2), drawn(2)
-    got = walked(Stair(backbone, 2, "propagate"), tokens, depths, FIRST)
-    for row in range(2):
+    backbone, tokens, depths = backbone_of(case), rows_of(4), drawn(4)
+    got = walked(Stair(backbone, 4, "propagate"), tokens, depths, FIRST)
+    for row in range(4):
         want = hand_steps(backbone, tokens[row], depths[row])
         torch.testing.assert_close(got[row], want, **CLOSE)
         assert (want - at(full_logits(backbone, tokens[row]), depths[row])).abs().max() > 0.01  # or this test would not tell them apart
@@ -161,6 +161,21 @@ def test_a_row_is_as_if_alone(policy: str) -> None:
     together = run([0, 1, 2])
     for row in range(3):
         torch.testing.assert_close(run([row])[0], together[row], **CLOSE)
+
+
+@torch.no_grad()
+def test_rows_that_miss_equally_many_tokens_are_filled_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five rows leave after layer 1, one of them for two tokens; then all go deep: one call of a layer for the one, one for the others."""
+    backbone, calls, fill = backbone_of(), list[tuple[int, int, int]](), Backbone.fill
+
+    def counted(self: Backbone, layer: int, states: Tensor, *more: Any) -> None:
+        calls.append((layer, *states.shape[:2]))
+        fill(self, layer, states, *more)
+
+    monkeypatch.setattr(Backbone, "fill", counted)
+    depths = [[1, 1, 3]] * 2 + [[4, 1, 3]] * 3
+    walked(Stair(backbone, 5, "propagate"), rows_of(5, 3), depths, FIRST)
+    assert calls == [(1, 2, 2), (1, 3, 1), (2, 2, 2), (2, 3, 1)]
 
 
 @torch.no_grad()

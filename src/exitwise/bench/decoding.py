@@ -174,19 +174,21 @@ class Bench:
     # -- the steps ------------------------------------------------------------------------------------------------------------------
 
     def realised(self, summary: Summary) -> None:
-        """Forced exits against static cuts."""
+        """Forced exits against the ideal: one row at half depth; 16 at depths up to the half, and up to the last layer (`_all`)."""
         model, layers = self.speaker.model, self.speaker.model.config.get_text_config().num_hidden_layers
-        tokens, repeats = self.wish.tokens, self.wish.repeats
+        tokens, repeats, half = self.wish.tokens, self.wish.repeats, max(1, layers // 2)
+        few, seldom = max(2, tokens // 5), max(3, repeats * 2 // 3)
         cases = (
-            (1, [max(1, layers // 2)], tokens * 3 // 4, repeats),
-            (16, forced.mixed(layers), max(2, tokens // 5), max(3, repeats * 2 // 3)),
+            ("batch1", 1, [half], tokens * 3 // 4, repeats),
+            ("batch16", 16, forced.mixed(half), few, seldom),
+            ("batch16_all", 16, forced.mixed(layers), few, seldom),
         )
-        for rows, depths, count, turns in cases:
-            key = f"decode/realised_batch{rows}"
+        for name, rows, depths, count, turns in cases:
+            key = f"decode/realised_{name}"
             with record.run(self.out, key.replace("/", "-"), {"model": self.label, "depths": depths}, 0) as made:
                 self.tick(key)
                 made.update(forced.realised(model, rows, depths, turns, count))
-                summary[key] = made["realised"]
+                summary[key], summary[key.replace("realised", "possible")] = made["realised"], made["possible"]
 
     def memory(self, summary: Summary) -> None:
         """Peaks, each in a process of its own."""

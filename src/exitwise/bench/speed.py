@@ -45,9 +45,11 @@ class Asked:
         return Fixed(1).sureness(before, after, mask)
 
     def leaves(self, sureness: Tensor, at: Step, rows: Sequence[int]) -> Tensor:
-        """The measured value is looked at (and so waited for), then the told depth decides."""
-        told = torch.tensor([self.wanted[row % len(self.wanted)] <= at.layer for row in rows], device=sureness.device)
-        return torch.where(sureness.isnan(), told, told)
+        """The measured cosine is compared, and so waited for, with a limit that lets go, or holds, whatever it is."""
+        limits = [-2.0 if self.wanted[row % len(self.wanted)] <= at.layer else 2.0 for row in rows]
+        if len(set(limits)) == 1:  # one number, as the threshold of a real rule is
+            return sureness > limits[0]
+        return sureness > torch.tensor(limits, device=sureness.device)
 
 
 def base_model(seed: int = 0) -> OFAForConditionalGeneration:

@@ -15,7 +15,7 @@ from ..run.cache import Filled
 from ..run.walk import split_output
 from ..stack import Family
 from ..trace import Trace
-from .lean import Lean, lean_of, rotary
+from .lean import Lean, filled_up, lean_of, rotary
 from .store import Span, Store
 
 _AGREE: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
@@ -100,7 +100,11 @@ class Backbone:
         """(..., vocabulary) logits of states (rows, tokens, width), by the model's own norm and head."""
         assert self.family.readout is not None
         self.trace.head_calls += 1
-        return self.family.readout(self.model, states)
+        rows, tokens, width = states.shape
+        flat = filled_up(states.reshape(-1, width))
+        if len(flat) == rows * tokens:
+            return self.family.readout(self.model, states)
+        return self.family.readout(self.model, flat[:, None])[: rows * tokens].view(rows, tokens, -1)
 
     def counted(self, head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """A head that reads the whole vocabulary beside `readout`: its calls are calls of the head too."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .store import Span, Store
 
 Norm = Callable[[Tensor], Tensor]
+FEW, TILE = 8, 16
 
 
 def norm_of(module: nn.Module | None) -> Norm | None:
@@ -45,6 +46,17 @@ def _scaled(gain: Tensor, floor: Tensor) -> Norm:
         return torch.mul(states, gain).mul_(torch.addcmul(floor, length, length).rsqrt_())
 
     return norm
+
+
+def filled_up(states: Tensor) -> Tensor:
+    """Flat states (tokens, width), with zeros as further tokens up to a tile where that is faster; on a CPU, else unchanged.
+
+    A product of a matrix and 8 to 15 tokens takes longer than one with 16 (MKL with AVX-512, float32, the net of a layer of 576 x 1536:
+    2.3 ms with 16 tokens, 2.5 with 8, 3.5 with 15), so that a batch from which rows leave would become slower.
+    """
+    if not FEW <= len(states) < TILE or states.device.type != "cpu":
+        return states
+    return torch.cat((states, states.new_zeros((TILE - len(states), states.shape[1]))))
 
 
 class Map:
@@ -114,9 +126,11 @@ class Lean:
 
     def ffn(self, states: Tensor) -> Tensor:
         """The states after the feed-forward net, the residual added."""
-        flat = states.reshape(-1, states.shape[-1])
+        own = states.reshape(-1, states.shape[-1])
+        flat = filled_up(own)
         x = self.ffn_norm(flat)
-        return self._added(flat, self.down, self.act(self.gate(x)).mul_(self.up(x)), self.ffn_after).view(states.shape)
+        out = self._added(flat, self.down, self.act(self.gate(x)).mul_(self.up(x)), self.ffn_after)
+        return (out if flat is own else out[: len(own)]).view(states.shape)
 
     @staticmethod
     def _added(states: Tensor, out: Map, x: Tensor, after: Norm | None) -> Tensor:

@@ -124,12 +124,14 @@ class Loop:
         """Each row runs until its rule lets it go; what the head is given of each, and its depth."""
         session, stack, layers = self.session, self.backbone.stack, self.backbone.depth
         walker = Walker(session, stack, self.rule, rows, self.stair.newest(rows), None, layers, len(rows), self.step + 1)
-        for layer in range(layers):
-            if not walker.rows:
-                break
-            walker.advance(layer + 1, self.stair.visit(layer, walker.rows))
-            if self.judged is not None and walker.view is not None and walker.view.at.layer == layer + 1:
+
+        def left(layer: int, states: Tensor) -> list[int]:
+            walker.advance(layer, states)
+            if self.judged is not None and walker.view is not None and walker.view.at.layer == layer:
                 self.judged.note(walker.view)
+            return walker.rows
+
+        self.stair.advance(rows, layers, watch=left)
         assert walker.result is not None
         return session.answers.given(walker.result), walker.depth
 
@@ -137,8 +139,7 @@ class Loop:
         """All rows run the layers of this step's route."""
         assert self.decoding.route is not None
         route = self.decoding.route(self.step, self.backbone.depth)
-        for layer in route:
-            self.stair.visit(layer, rows)
+        self.stair.cross(rows, route)
         return self.stair.newest(rows), [len(route)] * len(rows)
 
     def _skipping(self, rows: list[int]) -> tuple[Tensor, list[int]]:
@@ -146,8 +147,7 @@ class Loop:
         skip, layers = self.decoding.skip, self.backbone.depth
         assert skip is not None
         skipper = Skipper(self.backbone, skip, len(rows), self.step)
-        for layer in range(layers):
-            self.stair.visit(layer, rows, skipper.run)
+        self.stair.advance(rows, layers, run=skipper.run)
         self.written.skipped += skipper.skipped
         return self.stair.newest(rows), [layers] * len(rows)
 

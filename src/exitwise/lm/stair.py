@@ -10,7 +10,9 @@ and values are those of the last layer that they ran. 'none': there must not be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,9 +22,46 @@ from ..errors import CacheError, KnobError
 from .backbone import Backbone
 from .store import BLOCK, Span, Store, blocks
 
+Aids = Callable[[int], dict[str, Any]]
 Run = Callable[[int, Tensor, Span, Store, dict[str, Any], Tensor | None], Tensor]
 EXACT = ("run late", "recompute")  # every token runs through a layer before a later one does
+Follow = Callable[[int, Tensor], Sequence[int]]
 POLICIES = (*EXACT, "propagate", "copy", "none")
+
+
+@dataclass
+class _Going:
+    """Rows that run layers together: of each row the tokens from `starts` to `ends`, and their states, (rows, tokens, width), after `depth`
+    layers."""
+
+    rows: list[int]
+    starts: list[int]
+    ends: list[int]
+    span: Span
+    states: Tensor
+    aids: Aids
+    depth: int = 0
+    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def seen(self, window: int | None) -> Tensor | None:
+        """Where the queries may look at a layer with this window."""
+        if window not in self.masks:
+            self.masks[window] = self.span.seen(window)
+        return self.masks[window]
+
+    @cached_property
+    def last(self) -> tuple[Tensor, Tensor] | None:
+        """Indices of each row's last token; None where it is the last of all."""
+        counts = [end - start for end, start in zip(self.ends, self.starts)]
+        if min(counts) == self.span.tokens:
+            return None
+        return torch.arange(len(counts), device=self.span.device), torch.tensor(counts, device=self.span.device) - 1
+
+    def newest(self) -> Tensor:
+        """(rows, 1, width) state of each row's last token."""
+        if self.span.tokens == 1:
+            return self.states
+        return self.states[:, -1:] if self.last is None else self.states[self.last][:, None]
 
 
 class Stair:
@@ -39,7 +78,8 @@ class Stair:
         self.fresh = [0] * rows  # of each row, the first of the tokens that came last: those go on together
         self.states: Tensor | None = None
         self.base = 0
-        self._span: tuple[Any, Span, Callable[[int], dict[str, Any]], dict[int | None, Tensor | None]] | None = None
+        self._aids: tuple[Any, Aids] | None = None
+        self._fills: dict[tuple[tuple[int, int], ...], tuple[Span, Tensor, Aids]] = {}
 
     def length(self, row: int) -> int:
         """Tokens of a row."""
@@ -99,103 +139,109 @@ class Stair:
         self.ids, self.depths = [self.ids[row] for row in rows], [self.depths[row] for row in rows]
         self.fresh = [self.fresh[row] for row in rows]
         self.states = None if self.states is None else self.states.index_select(0, index)
-        self.rows, self._span = len(rows), None
+        self.rows, self._aids = len(rows), None
 
     # -- tokens go on -------------------------------------------------------------------------------------------------------------
 
-    def advance(self, rows: Sequence[int], depth: int, first: int = 0) -> None:
-        """All tokens of these rows to a depth; tokens that lag at the same layer share its call. first: layers below it have no one to
-        run."""
-        layer = first
-        while layer < depth:
-            behind = [row for row in rows if self.have[layer][row] < len(self.ids[row])]
-            last = self._alike(layer, depth, behind)
-            if last > layer + 1:
-                self._sweep(layer, last, behind)
-            elif behind:
-                self.visit(layer, behind)
-            layer = last
+    def advance(self, rows: Sequence[int], depth: int, first: int = 0, watch: Follow | None = None, run: Run | None = None) -> None:
+        """All tokens of these rows to a depth. first: layers below it have no one to run. watch, run: see `cross`."""
+        self.cross(rows, range(first, depth), watch, run)
 
-    def _alike(self, layer: int, depth: int, behind: Sequence[int]) -> int:
-        """One past the last layer to which all rows bring the very tokens that they bring to this one, and none that lags."""
-        have, last = self.have[layer], layer + 1
-        if len(behind) < self.rows or (self.policy != "run late" and any(h < len(i) - 1 for h, i in zip(have, self.ids))):
-            return last
-        while last < depth and self.have[last] == have:
-            last += 1
-        return last
+    def visit(self, layer: int, rows: Sequence[int]) -> Tensor:
+        """These rows run one layer, (rows, 1, width) the newest token's state after it."""
+        self.cross(rows, (layer,))
+        return self.newest(rows)
 
-    def _sweep(self, layer: int, last: int, rows: Sequence[int]) -> None:
-        """All rows run these layers, to which they bring the same tokens: the states stay at hand in between."""
-        starts, ends = list(self.have[layer]), [len(ids) for ids in self.ids]
-        tokens = max(end - start for end, start in zip(ends, starts))
-        span, _, _ = self._spanned(layer, rows, starts, tokens)
-        states = self._take(span)
-        for at in range(layer, last):
-            span, aids, seen = self._spanned(at, rows, starts, tokens, known=True)
-            states = self.backbone.run(at, states, span, self.stores[at], aids, seen)
-            self.have[at] = list(ends)
-        self._put(span, states)
-        for row, start, end in zip(rows, starts, ends):
-            self.depths[row][start:end] = [last] * (end - start)
+    def cross(self, rows: Sequence[int], layers: Iterable[int], watch: Follow | None = None, run: Run | None = None) -> None:
+        """These rows run some layers, rising; tokens that lag at a layer share its call, and a row without such a token is not in it.
 
-    def visit(self, layer: int, rows: Sequence[int], run: Run | None = None) -> Tensor:
-        """These rows run one layer, (rows, 1, width) the newest token's state after it. All have a token that the layer has not seen.
-
-        run: what takes the place of the backbone's own `run`.
+        As long as the same rows bring the same tokens, their states stay at hand. watch: is given, after each layer, the layers run so far
+        and the newest states (rows, 1, width), and gives the rows that go on: for rows that all bring a token to every layer. run: what
+        takes the place of the backbone's own `run`.
         """
-        have = self.have[layer]
-        if self.policy not in EXACT:
-            self._make_good(layer, rows)
-        starts = [have[row] for row in rows]
+        run, going = run or self.backbone.run, None
+        self._fills = {}
+        for layer in layers:
+            have, store = self.have[layer], self.stores[layer]
+            behind = [row for row in rows if have[row] < len(self.ids[row])]
+            if not behind:
+                continue
+            self._make_good(layer, behind)
+            going = self._going(going, behind, [have[row] for row in behind])
+            going.states = run(layer, going.states, going.span, store, going.aids(layer), going.seen(self.backbone.window(layer)))
+            going.depth = layer + 1
+            for row, end in zip(behind, going.ends):
+                have[row] = end
+            if watch is not None:
+                rows = watch(layer + 1, going.newest())
+                if not rows:
+                    break
+        if going is not None:
+            self._lay_down(going)
+
+    def _going(self, before: _Going | None, rows: list[int], starts: list[int]) -> _Going:
+        """What these rows bring to a layer: what they have at hand from the one before, if that is the same tokens of the same rows."""
+        if before is not None:
+            if before.rows == rows and before.starts == starts:
+                return before
+            self._lay_down(before)
         ends = [len(self.ids[row]) for row in rows]
-        tokens = max(e - s for e, s in zip(ends, starts))
-        span, aids, seen = self._spanned(layer, rows, starts, tokens)
-        after = (run or self.backbone.run)(layer, self._take(span), span, self.stores[layer], aids, seen)
-        self._put(span, after)
-        for row, start, end in zip(rows, starts, ends):
-            have[row] = end
-            self.depths[row][start:end] = [layer + 1] * (end - start)
-        if all(e - s == tokens for e, s in zip(ends, starts)):
-            return after[:, -1:]
-        last = torch.tensor([e - s - 1 for e, s in zip(ends, starts)], device=after.device)
-        return after[torch.arange(len(rows), device=after.device), last][:, None]
+        span = Span(self._all(rows), tuple(starts), max(e - s for e, s in zip(ends, starts)), self.backbone.device)
+        states = self._take(span)
+        return _Going(rows, starts, ends, span, states, self._aids_of(span, states))
+
+    def _lay_down(self, going: _Going) -> None:
+        """The states at hand go to where they wait."""
+        self._put(going.span, going.states)
+        for row, start, end in zip(going.rows, going.starts, going.ends):
+            self.depths[row][start:end] = [going.depth] * (end - start)
+
+    def _aids_of(self, span: Span, states: Tensor) -> Aids:
+        """Made once for all layers that the same slots come to; rows that bring the same slots share them, whichever rows they are."""
+        key = (None if span.even else span.rows, span.starts[:1] if span.even else span.starts, span.tokens)
+        if self._aids is None or self._aids[0] != key:
+            self._aids = key, self.backbone.aids(states, span)
+        return self._aids[1]
 
     def _make_good(self, layer: int, rows: Sequence[int]) -> None:
         """Keys and values of the tokens that this layer has not seen and that came before the newest, for the policies that do not run
         them."""
         have = self.have[layer]
+        if self.policy in EXACT:
+            return
+        missing: dict[int, list[int]] = {}  # tokens that are missing -> the rows that miss so many
         for row in rows:
-            start, end = have[row], self.fresh[row]
-            if start >= end:
-                continue
+            if have[row] < self.fresh[row]:
+                missing.setdefault(self.fresh[row] - have[row], []).append(row)
+        for tokens, lagging in missing.items():
             if self.policy == "none":
+                row = lagging[0]
                 raise CacheError(
-                    f"Layer {layer + 1} has not seen tokens {start}..{end - 1} of row {row}, and nothing is to be made good. "
-                    "Let depths never rise along a row, or choose keys_values='run late'."
+                    f"Layer {layer + 1} has not seen tokens {have[row]}..{self.fresh[row] - 1} of row {row}, and nothing is to be made "
+                    "good. Let depths never rise along a row, or choose keys_values='run late'."
                 )
             if self.policy == "copy":
-                for token in range(start, end):
-                    self.stores[layer].copy(self.stores[self.depths[row][token] - 1], row, [token])
+                self._copy(layer, lagging)
             else:
-                span = Span(self._all([row]), (start,), end - start, self.backbone.device)
-                states = self._take(span)
-                self.backbone.fill(layer, states, span, self.stores[layer], self.backbone.aids(states, span)(layer))
-            have[row] = end
+                self._fill(layer, lagging, tokens)
+            for row in lagging:
+                have[row] = self.fresh[row]
 
-    def _spanned(
-        self, layer: int, rows: Sequence[int], starts: list[int], tokens: int, known: bool = False
-    ) -> tuple[Span, dict[str, Any], Tensor | None]:
-        """The span and what goes with it, made once for the layers that it crosses. known: it is the same as in the last call."""
-        key = None if known else (tuple(rows), tuple(starts), tokens)
-        if self._span is None or (not known and self._span[0] != key):
-            span = Span(self._all(rows), tuple(starts), tokens, self.backbone.device)
-            self._span = key, span, self.backbone.aids(self._take(span), span), {}
-        _, span, aids, masks = self._span
-        window = self.backbone.window(layer)
-        if window not in masks:
-            masks[window] = span.seen(window)
-        return span, aids(layer), masks[window]
+    def _copy(self, layer: int, rows: Sequence[int]) -> None:
+        for row in rows:
+            for token in range(self.have[layer][row], self.fresh[row]):
+                self.stores[layer].copy(self.stores[self.depths[row][token] - 1], row, [token])
+
+    def _fill(self, layer: int, rows: Sequence[int], tokens: int) -> None:
+        """Keys and values of so many tokens of each row. The states in which they left wait where they are: they are taken once for all
+        layers that miss the same tokens."""
+        key = tuple((row, self.have[layer][row]) for row in rows)
+        if key not in self._fills:
+            span = Span(self._all(rows), tuple(start for _, start in key), tokens, self.backbone.device)
+            states = self._take(span)
+            self._fills[key] = span, states, self.backbone.aids(states, span)
+        span, states, aids = self._fills[key]
+        self.backbone.fill(layer, states, span, self.stores[layer], aids(layer))
 
     # -- states -------------------------------------------------------------------------------------------------------------------
 

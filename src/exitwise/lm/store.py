@@ -1,4 +1,5 @@
-"""Keys and values of one layer, for rows of unlike length: token t of a row lies in slot t, and memory grows in blocks."""
+"""Keys and values of one layer, for rows of unlike length: token t of a row lies in slot t, memory grows in blocks, and rows that walk
+together lie together."""
 
 from __future__ import annotations
 
@@ -53,10 +54,15 @@ class Span:
         return starts[:, None] + torch.arange(self.tokens, device=self.device)
 
     @cached_property
+    def slots(self) -> Tensor:
+        """(rows, tokens) slots that are written."""
+        return self.positions.expand(len(self.starts), -1)
+
+    @cached_property
     def own(self) -> tuple[Tensor, Tensor]:
         """Indices (rows, 1) and (rows, tokens) of the slots that are written, for rows that are not even or not all."""
         rows = torch.arange(len(self.starts), device=self.device) if self.index is None else self.index
-        return rows[:, None], self.positions.expand(len(self.starts), -1)
+        return rows[:, None], self.slots
 
     def seen(self, window: int | None = None) -> Tensor | None:
         """(rows, 1, tokens, slots) true where a query may look; None where it may look at all slots. window: tokens back, its own
@@ -71,30 +77,45 @@ class Span:
 
 
 class Store:
-    """Keys and values of one layer, (rows, heads, slots, width of a head) each, made at the first write."""
+    """Keys and values of one layer, (rows, heads, slots, width of a head) each, made at the first write.
+
+    A row lies at a place of its own. Rows whose places follow each other are read as they lie; others are gathered, which copies all that
+    they hold. Rows that come together twice in turn are therefore laid together, once, and found so from then on.
+    """
 
     def __init__(self, rows: int, room: int = BLOCK) -> None:
         self.rows, self.room = rows, blocks(room)
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
+        self.order = list(range(rows))  # the row that lies at each place
+        self.filled = 0  # one past the last slot that any row has written
+        self._last: tuple[int, ...] | None = None  # the rows that were read last
+        self._found: tuple[tuple[int, ...] | None, slice | Tensor] | None = None
 
     def write(self, span: Span, keys: Tensor, values: Tensor) -> None:
         """Put (rows of the span, heads, tokens, width) where the span says. Raises CacheError for another dtype than was put before."""
         self.keys, self.values = self._fit(self.keys, span, keys), self._fit(self.values, span, values)
-        if span.even and span.rows is None:
+        self.filled, where = max(self.filled, span.end), self._where(span)
+        if span.even and isinstance(where, slice):
             start = span.starts[0]
-            self.keys[:, :, start : start + span.tokens] = keys
-            self.values[:, :, start : start + span.tokens] = values
+            self.keys[where, :, start : start + span.tokens] = keys
+            self.values[where, :, start : start + span.tokens] = values
             return
-        rows, slots = span.own
-        self.keys[rows, :, slots] = keys.transpose(1, 2)
-        self.values[rows, :, slots] = values.transpose(1, 2)
+        places = torch.arange(where.start, where.stop, device=span.device) if isinstance(where, slice) else where
+        self.keys[places[:, None], :, span.slots] = keys.transpose(1, 2)
+        self.values[places[:, None], :, span.slots] = values.transpose(1, 2)
 
     def read(self, span: Span) -> tuple[Tensor, Tensor]:
         """Keys and values of the span's rows, up to its last slot. Raises nothing: slots that were not written yet hold what they hold."""
         assert self.keys is not None and self.values is not None
-        keys, values = self.keys[:, :, : span.end], self.values[:, :, : span.end]
-        return (keys, values) if span.index is None else (keys.index_select(0, span.index), values.index_select(0, span.index))
+        rows = self._named(span)
+        again, self._last = self._last == rows, rows
+        if again and not isinstance(self._where(span), slice):
+            self._together(rows)
+        where = self._where(span)
+        if isinstance(where, slice):
+            return self.keys[where, :, : span.end], self.values[where, :, : span.end]
+        return self.keys[:, :, : span.end].index_select(0, where), self.values[:, :, : span.end].index_select(0, where)
 
     def copy(self, other: Store, row: int, slots: list[int]) -> None:
         """Take these slots of a row from another layer of the same shape."""
@@ -103,13 +124,41 @@ class Store:
         if self.keys is None or self.values is None:
             self.keys, self.values = torch.zeros_like(other.keys), torch.zeros_like(other.values)
         self.keys, self.values = _roomy(self.keys, other.keys.shape[2]), _roomy(self.values, other.values.shape[2])
-        self.keys[row, :, place], self.values[row, :, place] = other.keys[row, :, place], other.values[row, :, place]
+        self.filled = max(self.filled, max(slots) + 1)
+        own, its = self.order.index(row), other.order.index(row)
+        self.keys[own, :, place], self.values[own, :, place] = other.keys[its, :, place], other.values[its, :, place]
 
     def keep(self, rows: Tensor) -> None:
         """Only these rows, in this order."""
         if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
-        self.rows = len(rows)
+            places = torch.tensor([self.order.index(row) for row in rows.tolist()], device=self.keys.device)
+            self.keys, self.values = self.keys.index_select(0, places), self.values.index_select(0, places)
+        self.rows, self.order = len(rows), list(range(len(rows)))
+        self._last = self._found = None
+
+    def _named(self, span: Span) -> tuple[int, ...]:
+        return tuple(range(self.rows)) if span.rows is None else span.rows
+
+    def _where(self, span: Span) -> slice | Tensor:
+        """The places of the span's rows: a slice where they follow each other, else an index."""
+        if self._found is None or self._found[0] != span.rows:
+            places = [self.order.index(row) for row in self._named(span)]
+            first, count = places[0], len(places)
+            lined = places == list(range(first, first + count))
+            self._found = span.rows, slice(first, first + count) if lined else torch.tensor(places, device=span.device)
+        return self._found[1]
+
+    def _together(self, rows: tuple[int, ...]) -> None:
+        """These rows lie at the first places, in this order, the others behind them."""
+        assert self.keys is not None and self.values is not None
+        order = [*rows, *(row for row in self.order if row not in rows)]
+        moved = [place for place, row in enumerate(order) if self.order[place] != row]
+        to = torch.tensor(moved, device=self.keys.device)
+        old = torch.tensor([self.order.index(order[place]) for place in moved], device=self.keys.device)
+        for held in (self.keys, self.values):
+            part = held[:, :, : self.filled]
+            part.index_copy_(0, to, part.index_select(0, old))
+        self.order, self._found = order, None
 
     def _fit(self, held: Tensor | None, span: Span, like: Tensor) -> Tensor:
         if held is None:
