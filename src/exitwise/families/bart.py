@@ -6,12 +6,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ..stack import Family, Stack
+from ..stack import Cross, Family, Language, Stack
+from .whisper import keys, nothing
 
 
 def _readout(model: Any, hidden: Tensor) -> Tensor:
     logits: Tensor = model.lm_head(hidden)
     return logits + model.final_logits_bias.to(logits.device)
+
+
+def _embed(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
+    body = model.model.decoder
+    places = body.embed_positions.weight[positions + body.embed_positions.offset]
+    states: Tensor = body.layernorm_embedding(body.embed_tokens(ids) + places)
+    return states
 
 
 def tiny() -> tuple[Any, dict[str, Any]]:
@@ -35,6 +43,7 @@ FAMILY = Family(
     classes=("BartForConditionalGeneration",),
     stacks=(Stack("model.encoder.layers", "encoder", ("text",)), Stack("model.decoder.layers", "decoder", ("decoder",))),
     readout=_readout,
+    language=Language(_embed, nothing, cross=Cross(keys)),
     about="BartForConditionalGeneration",
     tiny=tiny,
 )

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..criteria import last_real
+from ..run.answers import state_at
 from ..run.encode import Walker
 from ..run.walk import Session
 from .accept import accepted
@@ -53,7 +55,7 @@ class Loop:
         self.names = list(range(rows))  # number in the batch of each row that still runs
         self.drafter: Drafter | None = None
         self.offers: Offers | None = None
-        self.step = 0
+        self.step = 0  # 0 for the prompt
 
     @torch.no_grad()
     def run(self) -> Written:
@@ -66,17 +68,20 @@ class Loop:
                     self._token()
                 else:
                     self._round(draft)
-                self.step += 1
         except KeyboardInterrupt as stop:
             self.written.stopped = stop
         return self.written
 
-    # -- the prompt: at full depth, so that every layer has seen it ---------------------------------------------------------------
+    # -- the prompt ---------------------------------------------------------------------------------------------------------------
 
     def _prompt(self) -> None:
+        """A language model's at full depth, so that every layer has seen it; where the input is the encoder's, the few tokens that a
+        decoder begins with are a step like any other."""
         stair, rows = self.stair, list(range(self.stair.rows))
         stair.append(rows, self.asked.prompts)
         draft, first = self.decoding.draft, 0
+        if self.backbone.source is not None and self.decoding == Decoding():
+            return self._token()
         if draft is not None:
             parts = {} if self.session.answers.exits is None else dict(self.session.answers.parts.items())
             self.drafter = Nobody() if draft.make is None else draft.make(self.backbone, parts, stair.rows)
@@ -92,7 +97,7 @@ class Loop:
 
     def _token(self) -> None:
         rows = list(range(self.stair.rows))
-        rule = self.session.plan.rules.get(self.backbone.stack.streams[0])
+        rule, said = self.session.plan.rules.get(self.backbone.stack.streams[0]), []
         if self.decoding.route is not None:
             states, depths = self._routed(rows)
         elif self.decoding.skip is not None:
@@ -102,7 +107,8 @@ class Loop:
             states, depths = self.stair.newest(rows), [self.backbone.depth] * len(rows)
         else:
             states, depths = self._leaving(rows)
-        logits = self.backbone.readout(states)[:, -1]
+            said = self.session.answers.left
+        logits = self._read(states, said)
         if self.asked.plain:
             picks = self._likeliest(logits)
         else:
@@ -111,20 +117,34 @@ class Loop:
 
     def _leaving(self, rows: list[int]) -> tuple[Tensor, list[int]]:
         """Each row runs until its rule lets it go."""
-        session, stack, layers = self.session, self.backbone.stack, self.backbone.depth
-        rule = session.plan.rules[stack.streams[0]]
-        walker = Walker(session, stack, rule, rows, self.stair.newest(rows), None, layers, len(rows), self.step + 1)
+        session, stack, layers, stair = self.session, self.backbone.stack, self.backbone.depth, self.stair
+        counts = torch.tensor([stair.length(row) - stair.fresh[row] for row in rows], device=self.backbone.device)
+        tokens = int(counts.max())
+        mask = None if int(counts.min()) == tokens else torch.arange(tokens, device=counts.device) < counts[:, None]
+        rule, states = session.plan.rules[stack.streams[0]], stair.newest(rows) if tokens == 1 else stair.brought(rows, tokens)
+        walker = Walker(session, stack, rule, rows, states, mask, layers, len(rows), self.step)
         for layer in range(layers):
             if not walker.rows:
                 break
-            walker.advance(layer + 1, self.stair.visit(layer, walker.rows))
+            after = stair.visit(layer, walker.rows)
+            walker.advance(layer + 1, after if tokens == 1 else stair.brought(walker.rows, tokens))
         assert walker.result is not None
-        return walker.result, walker.depth
+        return state_at(walker.result, -1 if mask is None else last_real(mask))[:, None], walker.depth
+
+    def _read(self, states: Tensor, said: Sequence[tuple[list[int], list[int], Tensor]]) -> Tensor:
+        """(rows, vocabulary) logits of states (rows, 1, width). said: (rows, _, logits) of those that left by a trained exit."""
+        if sum(len(rows) for rows, _, _ in said) < len(states):
+            logits = self.backbone.readout(states)[:, -1]
+        else:
+            logits = torch.empty_like(torch.cat([words for _, _, words in said]))
+        for rows, _, words in said:
+            logits[torch.tensor(rows, device=logits.device)] = words.to(logits)
+        return logits
 
     def _routed(self, rows: list[int]) -> tuple[Tensor, list[int]]:
         """All rows run the layers of this step's route."""
         assert self.decoding.route is not None
-        route = self.decoding.route(self.step, self.backbone.depth)
+        route = self.decoding.route(self.step - 1, self.backbone.depth)
         for layer in route:
             self.stair.visit(layer, rows)
         return self.stair.newest(rows), [len(route)] * len(rows)
@@ -133,7 +153,7 @@ class Loop:
         """All layers, some without their feed-forward net."""
         skip, layers = self.decoding.skip, self.backbone.depth
         assert skip is not None
-        skipper = Skipper(self.backbone, skip, len(rows), self.step)
+        skipper = Skipper(self.backbone, skip, len(rows), self.step - 1)
         for layer in range(layers):
             self.stair.visit(layer, rows, skipper.run)
         self.written.skipped += skipper.skipped
@@ -263,6 +283,7 @@ class Loop:
                 self.drafter.keep(staying)
             if self.offers is not None:
                 self.offers.keep(staying)
+        self.step += 1
         self.names = [self.names[row] for row in staying]
         if staying:
             self.stair.append(list(range(len(staying))), newest)

@@ -94,6 +94,8 @@ class Stair:
         index = torch.tensor(list(rows), device=self.backbone.device)
         for store in self.stores:
             store.keep(index)
+        if self.backbone.source is not None:
+            self.backbone.source.keep(index)
         self.have = [[have[row] for row in rows] for have in self.have]
         self.ids, self.depths = [self.ids[row] for row in rows], [self.depths[row] for row in rows]
         self.fresh = [self.fresh[row] for row in rows]
@@ -211,6 +213,14 @@ class Stair:
         index = torch.tensor(list(rows), device=self.states.device)
         last = torch.tensor([self.length(row) - 1 - self.base for row in rows], device=self.states.device)
         return self.states[index, last][:, None]
+
+    def brought(self, rows: Sequence[int], tokens: int) -> Tensor:
+        """(rows, tokens, width) states from the first of the tokens that came last; a row that brought fewer shows anything after them."""
+        assert self.states is not None
+        device = self.states.device
+        index, starts = (torch.tensor(x, device=device)[:, None] for x in (list(rows), [self.fresh[row] for row in rows]))
+        slots = starts - self.base + torch.arange(tokens, device=device)
+        return self.states[index, slots.clamp(max=self.states.shape[1] - 1)]
 
     def _all(self, rows: Sequence[int]) -> tuple[int, ...] | None:
         return None if len(rows) == self.rows and list(rows) == list(range(self.rows)) else tuple(rows)
