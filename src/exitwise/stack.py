@@ -70,12 +70,14 @@ class Cross:
     """How the layers of an encoder-decoder's decoder look at what its encoder gave.
 
     keys: (model, number of a layer, encoder's states (rows, tokens, width)) -> keys and values (rows, heads, tokens, width of a head).
-    aids: (model, `lm.source.Source`, positions (rows or 1, tokens), rows or None for all) -> further arguments of a layer's call that hang
-    on the encoder's output; None: its states and its mask, under the names that `transformers` has for them.
+    aids: (model, `lm.source.Source`, positions (rows or 1, tokens), rows or None for all) -> (number of a layer -> further arguments of
+    its call that hang on the encoder's output); None: its states and its mask, under the names that `transformers` has for them. masked:
+    whether the encoder's padding is hidden from it.
     """
 
     keys: Callable[[Any, int, Tensor], tuple[Tensor, Tensor]]
-    aids: Callable[[Any, Any, Tensor, Tensor | None], dict[str, Any]] | None = None
+    aids: Callable[[Any, Any, Tensor, Tensor | None], Callable[[int], dict[str, Any]]] | None = None
+    masked: bool = True
 
 
 @dataclass(frozen=True)

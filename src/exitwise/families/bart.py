@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..stack import Cross, Family, Language, Stack
-from .whisper import keys, nothing
+from ..stack import Cross, Family, Language, Stack, reach
+from .whisper import nothing, seen
 
 
 def _readout(model: Any, hidden: Tensor) -> Tensor:
@@ -15,11 +15,19 @@ def _readout(model: Any, hidden: Tensor) -> Tensor:
     return logits + model.final_logits_bias.to(logits.device)
 
 
-def _embed(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
-    body = model.model.decoder
-    places = body.embed_positions.weight[positions + body.embed_positions.offset]
-    states: Tensor = body.layernorm_embedding(body.embed_tokens(ids) + places)
-    return states
+def language(path: str) -> Language:
+    """A BART decoder at a dotted path: learnt positions that begin at 2 in their table, and a norm before the first layer."""
+
+    def embed(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
+        body = reach(model, path)
+        places = body.embed_positions.weight[positions + body.embed_positions.offset]
+        states: Tensor = body.layernorm_embedding(body.embed_tokens(ids) + places)
+        return states
+
+    def keys(model: Any, layer: int, source: Tensor) -> tuple[Tensor, Tensor]:
+        return seen(reach(model, path).layers[layer].encoder_attn, source)
+
+    return Language(embed, nothing, cross=Cross(keys))
 
 
 def tiny() -> tuple[Any, dict[str, Any]]:
@@ -43,7 +51,7 @@ FAMILY = Family(
     classes=("BartForConditionalGeneration",),
     stacks=(Stack("model.encoder.layers", "encoder", ("text",)), Stack("model.decoder.layers", "decoder", ("decoder",))),
     readout=_readout,
-    language=Language(_embed, nothing, cross=Cross(keys)),
+    language=language("model.decoder"),
     about="BartForConditionalGeneration",
     tiny=tiny,
 )

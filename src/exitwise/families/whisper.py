@@ -26,11 +26,14 @@ def nothing(model: Any, states: Tensor, positions: Tensor) -> Callable[[int], di
     return lambda layer: {}
 
 
-def keys(model: Any, layer: int, source: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer of the kind that BART and Whisper share sees of the encoder's states."""
-    attn = model.model.decoder.layers[layer].encoder_attn
+def seen(attn: Any, source: Tensor) -> tuple[Tensor, Tensor]:
+    """What an attention of the kind that BART and Whisper share sees of the encoder's states."""
     shape = (*source.shape[:2], -1, attn.head_dim)
     return attn.k_proj(source).view(shape).transpose(1, 2), attn.v_proj(source).view(shape).transpose(1, 2)
+
+
+def _keys(model: Any, layer: int, source: Tensor) -> tuple[Tensor, Tensor]:
+    return seen(model.model.decoder.layers[layer].encoder_attn, source)
 
 
 def tiny() -> tuple[Any, dict[str, Any]]:
@@ -52,7 +55,7 @@ FAMILY = Family(
     classes=("WhisperForConditionalGeneration",),
     stacks=(Stack("model.encoder.layers", "encoder", ("audio",)), Stack("model.decoder.layers", "decoder", ("decoder",))),
     readout=_readout,
-    language=Language(_embed, nothing, norm="model.decoder.layer_norm", cross=Cross(keys)),
+    language=Language(_embed, nothing, norm="model.decoder.layer_norm", cross=Cross(_keys, masked=False)),
     about="WhisperForConditionalGeneration",
     tiny=tiny,
 )

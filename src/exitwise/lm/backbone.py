@@ -101,10 +101,10 @@ class Backbone:
         """The same, with what layers take of the encoder's output."""
         cross = self.language.cross
         assert cross is not None
-        if cross.aids is None:
-            more = source.aids(span.positions, span.index)
-        else:
-            more = cross.aids(self.model, source, span.positions, span.index)
+        if cross.aids is not None:
+            heard = cross.aids(self.model, source, span.positions, span.index)
+            return lambda layer: {**made(layer), **heard(layer)}
+        more = source.aids(span.index)
         return lambda layer: {**made(layer), **more}
 
     def window(self, layer: int) -> int | None:

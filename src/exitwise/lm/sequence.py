@@ -26,30 +26,31 @@ from .loop import Loop, Written
 from .source import Source
 from .stair import POLICIES
 
-# What `generate` gives or heeds and this loop does not, all of it nothing unless it is asked for.
-UNMADE = (
-    "output_scores", "output_logits", "output_attentions", "output_hidden_states", "return_token_timestamps", "past_key_values",
-    "cache_implementation", "assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens", "custom_generate", "guidance_scale",
-    "no_speech_threshold", "logprob_threshold", "condition_on_prev_tokens", "penalty_alpha", "dola_layers", "constraints",
-    "force_words_ids", "decoder_inputs_embeds", "decoder_attention_mask",
-)  # fmt: skip
+# What `generate` gives or heeds and this loop, which asks for one token of one row at a time, does not; and the value at which it is silent.
+UNMADE: dict[str, Any] = {
+    **dict.fromkeys((
+        "output_scores", "output_logits", "output_attentions", "output_hidden_states", "return_token_timestamps", "past_key_values",
+        "cache_implementation", "assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens", "custom_generate",
+        "no_speech_threshold", "logprob_threshold", "condition_on_prev_tokens", "penalty_alpha", "dola_layers", "constraints",
+        "force_words_ids", "decoder_inputs_embeds", "decoder_attention_mask", "prefix_allowed_tokens_fn", "logits_processor",
+        "stopping_criteria", "encoder_no_repeat_ngram_size", "watermarking_config",
+    ), 0),
+    "num_beams": 1, "num_return_sequences": 1, "guidance_scale": 1, "encoder_repetition_penalty": 1, "use_cache": True,
+}  # fmt: skip
 
 
 def able(model: Any, plan: Plan, given: Mapping[str, Any]) -> bool:
     """Whether the loop can do what is asked: one sequence a row, and nothing that only the model's own decoding has (`UNMADE`)."""
     config = given.get("generation_config") or model.generation_config
-
-    def value(name: str) -> Any:
-        return given[name] if given.get(name) is not None else getattr(config, name, None)
-
-    alone = all((value(name) or 1) == 1 for name in ("num_beams", "num_return_sequences"))
-    cached = value("use_cache") is not False
+    found = {name: given[name] if given.get(name) is not None else getattr(config, name, None) for name in UNMADE}
     ours = plan.policy in POLICIES and not (plan.read_all or plan.keep_states)
-    return alone and cached and ours and not any(_wanted(value(name)) for name in UNMADE)
+    return ours and not any(_wanted(value, UNMADE[name]) for name, value in found.items())
 
 
-def _wanted(value: Any) -> bool:
-    return isinstance(value, Tensor) or (bool(value) and value != 1.0) or value is True
+def _wanted(value: Any, silent: Any) -> bool:
+    if isinstance(value, int | float):
+        return bool(value != silent)
+    return value is not None and (isinstance(value, Tensor) or not hasattr(value, "__len__") or len(value) > 0)
 
 
 def generate(model: Any, family: Family, plan: Plan, exits: Exits | None, given: Mapping[str, Any]) -> Generated:
@@ -70,15 +71,16 @@ def generate(model: Any, family: Family, plan: Plan, exits: Exits | None, given:
         model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **prepared: Any
     ) -> GenerateEncoderDecoderOutput:
         want = _asked(input_ids, logits_processor, stopping_criteria, generation_config, heard)
-        encoded = prepared["encoder_outputs"]
-        source = Source(encoded, prepared.get("attention_mask") if encoded[0].dim() == 3 else None, layers)
+        mask = prepared.get("attention_mask") if cross.masked else None
+        source = Source(prepared["encoder_outputs"], mask, layers)
         loops.append(begin(model, family, plan, exits, want, source=source))
         written = loops[-1].run()
         if heard.streamer is not None:
             heard.streamer.end()
         return GenerateEncoderDecoderOutput(sequences=torch.cat([input_ids, padded(written.tokens, want.pad).to(input_ids)], 1))
 
-    stacks = family.stacks_of(model)
+    assert family.language is not None and family.language.cross is not None
+    cross, stacks = family.language.cross, family.stacks_of(model)
     layers = next(len(stack.layers(model)) for stack in stacks if stack.kind == "decoder")
     encoders = replace(family, stacks=tuple(stack for stack in stacks if stack.kind == "encoder"))
     with torch.no_grad(), attached(model, encoders, replace(plan, decoding=None)) as session:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import EncoderDecoderCache
 
@@ -15,11 +16,11 @@ from .store import Span
 
 class Source:
     """The encoder's output for the rows that still run. given: what the encoder returned; mask: (rows, tokens), 1 where a token may be
-    read, or None; layers: of the decoder."""
+    read, or None; if it has fewer tokens than the states, those that come first (an image's) are all real. layers: of the decoder."""
 
     def __init__(self, given: Any, mask: Tensor | None, layers: int) -> None:
-        self.given, self.mask = given, mask
-        self.states: Tensor = given[0]
+        self.given, self.states = given, given[0]
+        self.mask = None if mask is None or bool(mask.all()) else F.pad(mask, (self.states.shape[1] - mask.shape[1], 0), value=1)
         self.crossed = [CrossLayer(len(self.states)) for _ in range(layers)]
 
     def missing(self, layer: int, span: Span) -> list[int]:
@@ -51,7 +52,7 @@ class Source:
         bias = torch.zeros(mask.shape, dtype=self.states.dtype, device=mask.device)
         return bias.masked_fill(mask == 0, torch.finfo(self.states.dtype).min)[:, None, None]
 
-    def aids(self, positions: Tensor, rows: Tensor | None) -> dict[str, Any]:
+    def aids(self, rows: Tensor | None) -> dict[str, Any]:
         """What a layer of `transformers` takes: states are there for their shape alone, since keys and values are made."""
         return {"encoder_hidden_states": self.states, "encoder_attention_mask": self.bias(rows)}
 
