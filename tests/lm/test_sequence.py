@@ -1,4 +1,4 @@
-"""Encoder-decoders in the loop: the text of `generate`, the walk's words and depths under every rule, and nothing made that nobody needs."""
+"""Encoder-decoders in the loop: the text of `generate`, the walk's words and depths under every rule, nothing made that is not needed."""
 
 from __future__ import annotations
 
@@ -192,15 +192,18 @@ def test_drafts_change_nothing(case: str) -> None:
             assert out.drafts.drafted > 0 or more is end  # a text that ends at once leaves nothing to draft
 
 
-@pytest.mark.parametrize("case", ["t5", "whisper"])
+@pytest.mark.parametrize("case", ["llama", "t5", "whisper"])
 def test_a_row_alone_is_the_row_in_a_batch(case: str) -> None:
+    """Its similarities too, from the first layer on."""
     model, inputs = made(case)
-    engine = Engine(model, "static", decoder=3)
-    together = engine.generate(**inputs, max_new_tokens=8)
+    engine = Engine(model, "mue", decoder_scope="last")
+    sure = engine.generate(record=True, **inputs, max_new_tokens=STEPS, min_new_tokens=STEPS).trace.sureness["decoder"][..., :-1]
+    engine = engine.with_settings(decoder=middle(sure[sure.isfinite()], 0.5))
+    together = engine.generate(**inputs, max_new_tokens=STEPS, min_new_tokens=STEPS)
+    assert len(set(together.depth.flatten().tolist())) > 1
     for row in range(2):
-        alone = engine.generate(**{k: v[row : row + 1] for k, v in inputs.items()}, max_new_tokens=8)
-        length = alone.sequences.shape[1]
-        assert torch.equal(alone.sequences[0], together.sequences[row, :length])
+        alone = engine.generate(**{k: v[row : row + 1] for k, v in inputs.items()}, max_new_tokens=STEPS, min_new_tokens=STEPS)
+        assert torch.equal(alone.sequences[0], together.sequences[row]) and torch.equal(alone.depth[0], together.depth[row])
 
 
 def test_samples_repeat_by_seed_and_by_torchs_own() -> None:

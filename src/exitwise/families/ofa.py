@@ -58,7 +58,7 @@ def _keys(model: Any, layer: int, source: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _biases(model: Any, source: Any, positions: Tensor, rows: Tensor | None) -> Callable[[int], dict[str, Any]]:
-    """Both biases of every layer, causal mask and padding in them; their tables are kept on the source, and made anew when they are full."""
+    """Both biases of every layer, causal mask and padding in them; their tables are kept on the source until they are full."""
     decoder, end = model.model.decoder, int(positions.max()) + 1
     tables = decoder.tables(int(positions.min()), end, source.given.position_embeddings[0], source)
     cross = tables.cross[0][:, positions].transpose(0, 1)

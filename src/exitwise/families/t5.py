@@ -26,7 +26,7 @@ def _embed(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
 
 
 def _bias(model: Any, states: Tensor, positions: Tensor) -> Callable[[int], dict[str, Any]]:
-    """The first layer's relative position bias for all layers, (rows or 1, heads, tokens, slots): queries at `positions`, keys before them."""
+    """The first layer's relative position bias, for all layers: (rows or 1, heads, tokens, slots)."""
     attn = model.decoder.block[0].layer[0].SelfAttention
     slots = torch.arange(int(positions.max()) + 1, device=positions.device)
     buckets = attn._relative_position_bucket(

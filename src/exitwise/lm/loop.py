@@ -121,7 +121,8 @@ class Loop:
         counts = torch.tensor([stair.length(row) - stair.fresh[row] for row in rows], device=self.backbone.device)
         tokens = int(counts.max())
         mask = None if int(counts.min()) == tokens else torch.arange(tokens, device=counts.device) < counts[:, None]
-        rule, states = session.plan.rules[stack.streams[0]], stair.newest(rows) if tokens == 1 else stair.brought(rows, tokens)
+        rule = session.plan.rules[stack.streams[0]]
+        states = stair.newest(rows).clone() if tokens == 1 else stair.brought(rows, tokens)  # the stair's own change with the first layer
         walker = Walker(session, stack, rule, rows, states, mask, layers, len(rows), self.step)
         for layer in range(layers):
             if not walker.rows:

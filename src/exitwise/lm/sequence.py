@@ -26,7 +26,7 @@ from .loop import Loop, Written
 from .source import Source
 from .stair import POLICIES
 
-# What `generate` gives or heeds and this loop, which asks for one token of one row at a time, does not; and the value at which it is silent.
+# What `generate` gives or heeds and this loop, which asks for a token of one row at a time, does not; with the value that says nothing.
 UNMADE: dict[str, Any] = {
     **dict.fromkeys((
         "output_scores", "output_logits", "output_attentions", "output_hidden_states", "return_token_timestamps", "past_key_values",
