@@ -87,9 +87,9 @@ def steps(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) 
 def transcribing(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) -> tuple[dict[str, Callable[[], None]], list[str]]:
     """The step of the speech model, or why it is left out."""
     if wish.speech is None:
-        return {}, [f"No speech model is named: decode-whisper is left out. Set {SPEECH} to its folder."]
+        return {}, [f"No speech model is named: decode/whisper is left out. Set {SPEECH} to its folder."]
     if not wish.sounds.is_dir():
-        return {}, [f"{wish.sounds} is not there: decode-whisper is left out."]
+        return {}, [f"{wish.sounds} is not there: decode/whisper is left out."]
     folder = wish.speech
 
     def step() -> None:
@@ -103,7 +103,7 @@ def transcribing(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], 
 def writing(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) -> tuple[dict[str, Callable[[], None]], list[str]]:
     """The steps of language models, and why others are left out."""
     if wish.model is None:
-        return {}, [f"No language model is named: the others of decode/ are left out. Give --model FOLDER, or set {MODEL}."]
+        return {}, [f"No language model is named: decode/ is left out. Give --model FOLDER, or set {MODEL}."]
     bench, missing = Bench(wish, wish.model, out, tick), list[str]()
     found: dict[str, Callable[[], None]] = {
         "decode-realised": partial(bench.realised, summary),
