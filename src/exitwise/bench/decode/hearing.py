@@ -33,7 +33,7 @@ GAPS = (0.9, 0.5)
 
 
 def measure(
-    speech: Speech, sounds: Path, out: Path, name: str, folder: Path, tick: Tick, steps: int = 60, tokens: int = 32
+    speech: Speech, sounds: Path, out: Path, name: str, folder: Path, tick: Tick, steps: int = 40, tokens: int = 32
 ) -> dict[str, Any]:
     """The record of all ways on pieces of all recordings, and on the whole of those whose text is known."""
     found = recordings(sounds)
@@ -140,4 +140,4 @@ def _hearing(speech: Speech, clips: Sequence[Clip], mue: Engine, tokens: int) ->
     """Exits in the encoder: the sound's tokens leave too."""
     limits = thresholds(mue, speech, clips, "audio", tokens)
     found = [plain(sound=True)]
-    return [*found, *(ours(f"mue, sound {s:.0%}", mue.with_settings(audio=x), sound=True) for s, x in zip(SHARES, limits))]
+    return [*found, *(ours(f"mue, sound {s:.0%}", mue.with_settings(audio=x), sound=True) for s, x in zip(SHARES[-1:], limits[-1:]))]
