@@ -60,8 +60,8 @@ class Wish:
         own = {name: getattr(given, name) for name in ("prompts", "few", "tokens", "long", "repeats")}
         paths: dict[str, Any] = {name: Path(getattr(given, name)) for name in ("adapter", "grams", "data") if getattr(given, name)}
         known = {name: value for name, value in own.items() if value is not None}
-        named = {"model": given.model or os.environ.get(MODEL), "second": os.environ.get(SECOND), "speech": os.environ.get(SPEECH)}
-        return Wish(**named, **known, **paths)
+        model, second, heard = given.model or os.environ.get(MODEL), os.environ.get(SECOND), os.environ.get(SPEECH)
+        return Wish(model=model, second=second, speech=heard, **known, **paths)
 
 
 def options(parser: argparse.ArgumentParser) -> None:

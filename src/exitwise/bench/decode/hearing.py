@@ -33,7 +33,7 @@ GAPS = (0.9, 0.5)
 
 
 def measure(
-    speech: Speech, sounds: Path, out: Path, name: str, folder: Path, tick: Tick, steps: int = 40, tokens: int = 32
+    speech: Speech, sounds: Path, out: Path, name: str, folder: Path, tick: Tick, steps: int = 30, tokens: int = 32
 ) -> dict[str, Any]:
     """The record of all ways on pieces of all recordings, and on the whole of those whose text is known."""
     found = recordings(sounds)

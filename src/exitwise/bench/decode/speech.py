@@ -164,7 +164,7 @@ def _written(model: Any, way: Way, recording: str, given: Mapping[str, Any], tok
     """(token ids, mean depth of each stream)."""
     asked = {**given, "max_new_tokens": tokens, "return_dict_in_generate": True}
     with torch.no_grad():
-        out = model.generate(**asked) if way.engine is None else way.engine(recording).generate(**asked)
+        out: Any = model.generate(**asked) if way.engine is None else way.engine(recording).generate(**asked)
     depth = {} if way.engine is None else {stream: out.trace.mean_depth(stream) for stream in out.trace.depth}
     return out.sequences[0].tolist(), depth
 
