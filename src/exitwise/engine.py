@@ -39,7 +39,8 @@ class GenerateOutput(ModelOutput):
 
     sequences: (rows, length) as `model.generate` gives them. depth: (rows, new tokens) layers that the decoder ran for each token of
     `sequences` after the prompt; 0 for pads after the end. trace: everything that ran, all beams included. scores: as asked for. drafts:
-    of a language model that drafts, what became of the drafts (`lm.loop.Written`); its `stopped` is the interrupt that ended a run early.
+    of a run by the loop of `exitwise.lm`, what it wrote and what became of drafts (`lm.loop.Written`); its `stopped` is the interrupt that
+    ended it early.
     """
 
     sequences: Tensor | None = None
@@ -270,8 +271,7 @@ class Engine:
         if not hasattr(model, "generate"):
             raise KnobError(f"{type(self.model).__name__} has no `generate`. Use `run`, or `attached()` around your own loop.")
         if self._own_loop(record, inputs):
-            write = sequence.generate if self.family.language is not None and self.family.language.cross is not None else lm_generate
-            made = write(model, self.family, self._loop_plan(inputs), self.exits, inputs)
+            made = (sequence.generate if self._hears else lm_generate)(model, self.family, self._loop_plan(inputs), self.exits, inputs)
             return GenerateOutput(sequences=made.sequences, depth=made.depth, trace=made.trace, drafts=made.written)
         asked = dict(inputs)
         wants_scores = asked.pop("output_scores", False)
@@ -297,13 +297,18 @@ class Engine:
         plan, language = self.plan(), self.family.language
         if language is None or record or self._record:
             return False
-        if language.cross is not None:
+        if self._hears:
             return sequence.able(self.model, plan, inputs)
         asks = inputs.get("past_key_values") is not None or inputs.get("output_scores")
         config: Any = inputs.get("generation_config") or getattr(self.model, "generation_config", None)
         beams = inputs.get("num_beams") or getattr(config, "num_beams", None) or 1
         foreign = plan.decoding is None and not plan.rank and any(name not in TAKEN for name in inputs)
         return not asks and not foreign and beams == 1
+
+    @property
+    def _hears(self) -> bool:
+        """Whether what writes is the decoder of an encoder-decoder."""
+        return self.family.language is not None and self.family.language.cross is not None
 
     def _loop_plan(self, inputs: Mapping[str, Any]) -> Plan:
         """The plan for a loop: as many steps as tokens are asked for, and draws that differ from run to run."""

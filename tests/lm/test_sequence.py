@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tests.lm.test_asked import Letters
 from torch import Tensor
 
 from exitwise import Engine, families
-from exitwise.errors import FamilyError, KnobError
+from exitwise.errors import KnobError
 from exitwise.heads import Exits, Ramps
 from exitwise.lm.backbone import Backbone
 from exitwise.lm.source import Source
@@ -222,7 +223,29 @@ def test_samples_repeat_by_seed_and_by_torchs_own() -> None:
     assert torch.equal(sharp, plain(model, inputs, max_new_tokens=STEPS))
 
 
-def test_stop_strings_streams_and_interrupts() -> None:
+def test_long_recordings_are_written_window_by_window() -> None:
+    """Whisper's own `generate` calls the loop for each window; the trace has the rows of all of them, and there is no depth beside."""
+    model, inputs = made("whisper")
+    model.generation_config.no_timestamps_token_id, model.generation_config.max_initial_timestamp_index = 89, 3
+    sound = torch.randn(1, 8, 60, generator=torch.Generator().manual_seed(0))
+    asked = {"input_features": sound, "attention_mask": torch.ones(1, 60), "return_timestamps": True, "max_new_tokens": STEPS}
+    want = model.generate(**asked, return_dict_in_generate=True)["sequences"]
+    for engine in (Engine(model, "never"), Engine(model, "layerskip", depth=2)):
+        out = engine.generate(**asked)
+        assert torch.equal(out.sequences, want) and out.depth is None
+        assert len(out.trace.depth["decoder"]) == len(out.trace.depth["audio"]) == len(out.drafts.tokens) > 1
+
+
+def test_a_streamer_gets_the_first_tokens_and_then_each_new_one() -> None:
+    model, inputs = made("bart")
+    got: list[list[int]] = []
+    streamer = SimpleNamespace(put=lambda tokens: got.append(tokens.flatten().tolist()), end=lambda: got.append([]))
+    one = {name: value[:1] for name, value in inputs.items()}
+    out = Engine(model, "never").generate(**one, max_new_tokens=STEPS, streamer=streamer)
+    assert got[0] == [2] and got[-1] == [] and [*got[0], *sum(got[1:], [])] == out.sequences[0].tolist()
+
+
+def test_stop_strings_and_interrupts() -> None:
     model, inputs = made("bart")
     text = plain(model, inputs, max_new_tokens=STEPS)[0, 4:6].tolist()
     stop = {"stop_strings": ["".join(chr(97 + t) for t in text)], "tokenizer": Letters(), "max_new_tokens": STEPS}
@@ -255,7 +278,7 @@ def test_what_the_loop_does_not_make_goes_by_the_walk(more: dict[str, Any]) -> N
 
 def test_what_cannot_be_done_is_refused() -> None:
     model, inputs = made("whisper")
-    with pytest.raises(FamilyError, match="low rank is fitted to what a decoder-only"):
+    with pytest.raises(KnobError, match="low rank is fitted to what a decoder-only"):
         Engine(model, "calm", decoder=0.5, rank=8).generate(**inputs, max_new_tokens=3)
     with pytest.raises(KnobError, match="leaves no layer to verify"):
         Engine(model, "layerskip", depth=4)

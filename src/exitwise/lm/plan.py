@@ -47,7 +47,7 @@ class SkipFFN:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Only a language model's own loop can do these; at most one of them."""
+    """Only the loop can do these; at most one of them."""
 
     draft: Draft | None = None
     route: Route | None = None

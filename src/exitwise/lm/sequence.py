@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import EosTokenCriteria, GenerateEncoderDecoderOutput, MaxLengthCriteria
 
-from ..errors import FamilyError
+from ..errors import KnobError
 from ..heads import Exits
 from ..run.walk import Plan, attached
 from ..stack import Family
@@ -57,10 +57,10 @@ def generate(model: Any, family: Family, plan: Plan, exits: Exits | None, given:
     """The model's own `generate` with these arguments, decoded as the plan says. seed and on_tokens are taken besides.
 
     Without a seed, samples follow torch's global one. Where the model decodes several times (Whisper's long recordings), the trace is that
-    of all times, row below row, and there is no depth beside the sequences. Raises FamilyError for a model with low-rank heads.
+    of all times, row below row, and there is no depth beside the sequences. Raises KnobError for heads of low rank.
     """
     if plan.rank:
-        raise FamilyError(f"rank={plan.rank}: a head of low rank is fitted to what a decoder-only model writes of itself. Use rank=0.")
+        raise KnobError(f"rank={plan.rank}: a head of low rank is fitted to what a decoder-only model writes of itself. Use rank=0.")
     asked, loops = dict(given), list[Loop]()
     heard = _Heard(asked.pop("seed", None), asked.pop("on_tokens", None), asked.get("streamer"))
     strings, tokenizer = asked.pop("stop_strings", None), asked.pop("tokenizer", None)
