@@ -20,7 +20,13 @@ from .source import Both, Source
 from .store import Span, Store
 
 _AGREE: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+ATTENTIONS = ("sdpa", "eager")  # those that take our masks
 CLOSE = 1e-4  # the same arithmetic in another order, in float32, on states of order one
+
+
+def attention_of(model: Any) -> str:
+    """The name of a model's attention, as `transformers` has it."""
+    return str(getattr(model.config, "_attn_implementation", ATTENTIONS[0]))
 
 
 class _Visit:
@@ -56,9 +62,8 @@ class Backbone:
         (self.stack,) = (stack for stack in family.stacks_of(model) if stack.kind == "decoder")
         self.source = source
         self.layers = self.stack.layers(model)
-        config: Any = model.config
-        kind = getattr(config, "_attn_implementation", "sdpa")
-        if kind not in ("sdpa", "eager"):
+        kind = attention_of(model)
+        if kind not in ATTENTIONS:
             raise CacheError(f"Attention {kind!r} cannot see rows of unlike length. Load the model with attn_implementation='sdpa'.")
         self.trace = Trace(layers={self.stack.streams[0]: len(self.layers)})
         self._takes = [set(inspect.signature(inspect.unwrap(type(layer).forward)).parameters) for layer in self.layers]

@@ -21,6 +21,7 @@ from ..run.walk import Plan, attached
 from ..stack import Family
 from ..trace import Trace
 from .asked import Asked, prompts_of, stopping, telling
+from .backbone import ATTENTIONS, attention_of
 from .generate import Generated, begin, padded, traced
 from .loop import Loop, Written
 from .source import Source
@@ -40,10 +41,10 @@ UNMADE: dict[str, Any] = {
 
 
 def able(model: Any, plan: Plan, given: Mapping[str, Any]) -> bool:
-    """Whether the loop can do what is asked: one sequence a row, and nothing that only the model's own decoding has (`UNMADE`)."""
+    """Whether the loop can do what is asked: one sequence a row, attention that takes its masks, and nothing of `UNMADE`."""
     config = given.get("generation_config") or model.generation_config
     found = {name: given[name] if given.get(name) is not None else getattr(config, name, None) for name in UNMADE}
-    ours = plan.policy in POLICIES and not (plan.read_all or plan.keep_states)
+    ours = plan.policy in POLICIES and not (plan.read_all or plan.keep_states) and attention_of(model) in ATTENTIONS
     return ours and not any(_wanted(value, UNMADE[name]) for name, value in found.items())
 
 
