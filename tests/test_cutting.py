@@ -17,7 +17,7 @@ from exitwise import Engine, families
 from exitwise.cutting import cut
 from exitwise.errors import CheckpointError, DepthError, FamilyError
 
-LANGUAGE = [case for case, (family, _) in CASES.items() if families.load(family).language is not None]
+LANGUAGE = [case for case, (family, _) in CASES.items() if (found := families.load(family).language) is not None and found.cross is None]
 
 
 def at_depth(model: Any, inputs: dict[str, Any], depth: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ from .calibrate.promised_runs import Asked, Loss, promised_runs
 from .criteria import Fixed, Step
 from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError, UnknownName
 from .heads import READS, Exits, Shape
+from .lm import sequence
 from .lm.asked import TAKEN
 from .lm.generate import generate as lm_generate
 from .lm.plan import Watch
@@ -39,7 +40,8 @@ class GenerateOutput(ModelOutput):
 
     sequences: (rows, length) as `model.generate` gives them. depth: (rows, new tokens) layers that the decoder ran for each token of
     `sequences` after the prompt; 0 for pads after the end. trace: everything that ran, all beams included. scores: as asked for. drafts:
-    of a language model that drafts, what became of the drafts (`lm.loop.Written`); its `stopped` is the interrupt that ended a run early.
+    of a run by the loop of `exitwise.lm`, what it wrote and what became of drafts (`lm.loop.Written`); its `stopped` is the interrupt that
+    ended it early.
     """
 
     sequences: Tensor | None = None
@@ -293,14 +295,14 @@ class Engine:
         if not hasattr(model, "generate"):
             raise KnobError(f"{type(self.model).__name__} has no `generate`. Use `run`, or `attached()` around your own loop.")
         if self._own_loop(record, inputs):
-            made = lm_generate(model, self.family, self._language_plan(inputs), self.exits, inputs)
+            made = (sequence.generate if self._hears else lm_generate)(model, self.family, self._loop_plan(inputs), self.exits, inputs)
             return GenerateOutput(sequences=made.sequences, depth=made.depth, trace=made.trace, drafts=made.written)
         asked = dict(inputs)
         wants_scores = asked.pop("output_scores", False)
         asked["return_dict_in_generate"] = True
         config = asked.get("generation_config") or model.generation_config
         beams = asked.get("num_beams") or getattr(config, "num_beams", None) or 1
-        steps = asked.get("max_new_tokens") or asked.get("max_length") or getattr(config, "max_new_tokens", None) or config.max_length or 20
+        steps = self._steps(inputs)
         if asked.get("past_key_values") is None:
             plain = {
                 name: value for name, value in asked.items() if isinstance(value, Tensor | ModelOutput)
@@ -314,21 +316,36 @@ class Engine:
         return GenerateOutput(sequences=out.sequences, depth=depth, trace=trace, scores=out.scores if wants_scores else None)
 
     def _own_loop(self, record: bool, inputs: Mapping[str, Any]) -> bool:
-        """Whether a language model decodes in its own loop: not to record, nor with beams, scores, a cache or other wishes that only the
+        """Whether a decoder writes in its own loop: not to record, nor with beams, scores, a cache or other wishes that only the
         model's own `generate` knows, unless the method can do nothing else."""
-        asks = record or self._record or inputs.get("past_key_values") is not None or inputs.get("output_scores")
+        plan, language = self.plan(), self.family.language
+        if language is None or record or self._record or plan.shadow:
+            return False
+        if self._hears:
+            return sequence.able(self.model, plan, inputs)
+        asks = inputs.get("past_key_values") is not None or inputs.get("output_scores")
         config: Any = inputs.get("generation_config") or getattr(self.model, "generation_config", None)
         beams = inputs.get("num_beams") or getattr(config, "num_beams", None) or 1
-        plan = self.plan()
         foreign = plan.decoding is None and not plan.rank and any(name not in TAKEN for name in inputs)
-        return self.family.language is not None and not asks and not foreign and not plan.shadow and beams == 1
+        return not asks and not foreign and beams == 1
 
-    def _language_plan(self, inputs: Mapping[str, Any]) -> Plan:
-        """The plan for a language model's own loop: as many steps as tokens are asked for, and draws that differ from run to run."""
-        plan, config = self.plan(), self.model.generation_config
-        most = inputs.get("max_new_tokens") or getattr(config, "max_new_tokens", None) or 20
+    @property
+    def _hears(self) -> bool:
+        """Whether what writes is the decoder of an encoder-decoder."""
+        return self.family.language is not None and self.family.language.cross is not None
+
+    def _loop_plan(self, inputs: Mapping[str, Any]) -> Plan:
+        """The plan for a loop: as many steps as tokens are asked for, and draws that differ from run to run."""
+        plan = self.plan()
         self._turn += 1
-        return replace(plan, steps=int(most), record=False, seed=plan.seed * 1_000_003 + self._turn - 1)
+        return replace(plan, steps=self._steps(inputs), record=False, seed=plan.seed * 1_000_003 + self._turn - 1)
+
+    def _steps(self, inputs: Mapping[str, Any]) -> int:
+        """Most decoding steps there can be, for a threshold that moves with the step."""
+        model: Any = self.model
+        config = inputs.get("generation_config") or model.generation_config
+        said = inputs.get("max_new_tokens") or inputs.get("max_length") or getattr(config, "max_new_tokens", None) or config.max_length
+        return int(said or 20)
 
     # -- calibration ------------------------------------------------------------------------------------------------------------
 

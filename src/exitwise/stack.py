@@ -66,19 +66,36 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class Cross:
+    """How the layers of an encoder-decoder's decoder look at what its encoder gave.
+
+    keys: (model, number of a layer, encoder's states (rows, tokens, width)) -> keys and values (rows, heads, tokens, width of a head).
+    aids: (model, `lm.source.Source`, positions (rows or 1, tokens), rows or None for all) -> (number of a layer -> further arguments of
+    its call that hang on the encoder's output); None: its states and its mask, under the names that `transformers` has for them. masked:
+    whether the encoder's padding is hidden from it.
+    """
+
+    keys: Callable[[Any, int, Tensor], tuple[Tensor, Tensor]]
+    aids: Callable[[Any, Any, Tensor, Tensor | None], Callable[[int], dict[str, Any]]] | None = None
+    masked: bool = True
+
+
+@dataclass(frozen=True)
 class Language:
-    """A decoder-only language model as its own decode loop enters it (`exitwise.lm`): what happens before, between and after the layers.
+    """A decoder that writes, as the decode loop of `exitwise.lm` enters it: what happens before, between and after the layers.
 
     embed: (model, ids (rows, tokens), positions (rows, tokens)) -> states (rows, tokens, width), scaled and with positions added where the
     model does that. aids: (model, states, positions) -> (number of a layer -> further arguments of its call, such as rotary tables), made
     once for all layers of a pass. window: (model, number of a layer) -> how many tokens back it looks, the own one included; None: all.
-    norm: dotted path of the norm before the head; None where there is none.
+    norm: dotted path of the norm before the head; None where there is none, or where more than a norm stands there. cross: of an
+    encoder-decoder, how its decoder looks at the encoder's output; None: there is no encoder.
     """
 
     embed: Callable[[Any, Tensor, Tensor], Tensor]
     aids: Callable[[Any, Tensor, Tensor], Callable[[int], dict[str, Any]]]
     window: Callable[[Any, int], int | None] | None = None
     norm: str | None = None
+    cross: Cross | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,7 @@ class Family:
     classifier: dotted path of the module whose output is the logits (rows, classes) of a classifier: there the heads of exits answer for
     rows that left early. A model that does not have it takes no exits with heads.
     ends: model -> ids of the tokens after which its own `generate` stops a row; None takes the generation config's.
-    language: how a decoder-only language model is entered by the decode loop of `exitwise.lm`; None: it decodes by the walk.
+    language: how the decoder is entered by the decode loop of `exitwise.lm`; None: it decodes by the walk.
     about: the classes it covers, for `exitwise families`. tiny: () -> (a random tiny model, one batch of two rows), for tests.
     """
 

@@ -262,6 +262,7 @@ def test_an_adapter_of_another_model_is_refused(speaker: Speaker, prompts: list[
 def test_steps_say_what_they_lack(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(decoding.MODEL, raising=False)
     monkeypatch.delenv(decoding.SECOND, raising=False)
+    monkeypatch.delenv(decoding.SPEECH, raising=False)
     parser = ArgumentParser()
     parser.add_argument("--repeats", type=int, default=9)
     decoding.options(parser)
@@ -270,7 +271,8 @@ def test_steps_say_what_they_lack(folder: Path, tmp_path: Path, monkeypatch: pyt
         found, missing = decoding.steps(decoding.Wish.of(parser.parse_args(words)), tmp_path, {}, lambda _: None)
         return {name.removeprefix("decode-") for name in found}, " ".join(missing)
 
-    assert steps() == (set(), f"No language model is named: decode/ is left out. Give --model FOLDER, or set {decoding.MODEL}.")
+    none = f"No language model is named: decode/ is left out. Give --model FOLDER, or set {decoding.MODEL}."
+    assert steps() == (set(), f"{none} No speech model is named: decode/whisper is left out. Set {decoding.SPEECH} to its folder.")
     file = tmp_path / "prompts.txt"
     file.write_text("a b c\n")
     found, missing = steps("--model", str(folder), "--data", str(file), "--adapter", str(tmp_path / "none"))

@@ -115,3 +115,35 @@ def test_one_text_scored_alone_is_one_item_of_the_whole() -> None:
     assert scorer.score("two men sit down", 1) > scorer.score(
         "two men sit down", 0
     )  # the frequencies are the collection's, the place counts
+
+
+def test_word_errors_by_hand() -> None:
+    """One word changed, one left out, one put in; case and punctuation do not count."""
+    assert metrics.word_errors("The cat sat.", "the cat sat") == (0, 3)
+    assert metrics.word_errors("the dog sat", "the cat sat") == (1, 3)
+    assert metrics.word_errors("the sat", "the cat sat") == (1, 3)
+    assert metrics.word_errors("the big cat sat", "the cat sat") == (1, 3)
+    assert metrics.word_errors("", "the cat sat") == (3, 3) and metrics.word_errors("the cat", "") == (2, 0)
+    assert metrics.word_errors("b a", "a b") == (2, 2)  # no exchange of neighbours: two changes, or one out and one in
+    assert metrics.word_errors("d e a b c", "a b c d e") == (4, 5)
+
+
+def test_word_error_rate_is_over_all_words_and_may_pass_a_hundred() -> None:
+    assert metrics.wer(["a b c d e f", "x"], ["a b c d e f", "a b"]) == pytest.approx(100 * 2 / 8)
+    assert metrics.wer(["a b c d"], ["x"]) == 400.0
+    with pytest.raises(InputError, match="no word"):
+        metrics.wer(["a"], ["..."])
+
+
+def test_word_errors_are_an_edit_distance() -> None:
+    """Against all ways to edit, by recursion, on short random texts."""
+
+    def least(a: list[str], b: list[str]) -> int:
+        if not a or not b:
+            return len(a) + len(b)
+        return min(least(a[1:], b) + 1, least(a, b[1:]) + 1, least(a[1:], b[1:]) + (a[0] != b[0]))
+
+    luck = random.Random(0)
+    for _ in range(60):
+        a, b = ([luck.choice("xyz") for _ in range(luck.randint(0, 5))] for _ in range(2))
+        assert metrics.word_errors(" ".join(a), " ".join(b)) == (least(a, b), len(b))

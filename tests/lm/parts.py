@@ -13,7 +13,7 @@ from exitwise import families
 from exitwise.lm.backbone import Backbone
 from exitwise.lm.stair import Stair
 
-LANGUAGE = [case for case, (family, _) in CASES.items() if families.load(family).language is not None]
+LANGUAGE = [case for case, (family, _) in CASES.items() if (found := families.load(family).language) is not None and found.cross is None]
 LEAN = ("gemma", "gemma-1", "llama", "mistral", "qwen", "qwen-3")  # the cases whose layers have the form that `Lean` knows
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}  # float32 sums in another order: many tokens in one call or one by one; logits of up to 10
 

@@ -1,6 +1,7 @@
 """`make bench`'s measurements of decoding language models: speed, realised saving, equality, memory, long runs; each a step of its own.
 
-The model is a folder, a hub name or a GGUF file, by --model or the variable EXITWISE_LANGUAGE_MODEL; EXITWISE_GEMMA names the second one.
+The model is a folder, a hub name or a GGUF file, by --model or the variable EXITWISE_LANGUAGE_MODEL; EXITWISE_GEMMA names the second one,
+EXITWISE_SPEECH_MODEL the folder of one that transcribes recordings.
 A step whose model, prompts or trained adapter is not there is left out, with the reason.
 """
 
@@ -19,11 +20,11 @@ from ..engine import Engine
 from ..errors import FingerprintError
 from . import prompts as forms
 from . import record
-from .decode import choose, forced, long, memory, roofline, run, table, ways
+from .decode import choose, forced, hearing, long, memory, roofline, run, speech, table, ways
 from .decode.run import Asked, Setup
 from .decode.ways import Way
 
-MODEL, SECOND = "EXITWISE_LANGUAGE_MODEL", "EXITWISE_GEMMA"
+MODEL, SECOND, SPEECH = "EXITWISE_LANGUAGE_MODEL", "EXITWISE_GEMMA", "EXITWISE_SPEECH_MODEL"
 Summary = dict[str, float | None]
 KEEP = 0.99
 DRAFTS: tuple[dict[str, Any], ...] = tuple({"sure": sure, "lookup": lookup} for sure in (0.5, 0.8) for lookup in (0, 2))
@@ -33,12 +34,14 @@ LOSSY = ("soft", "calm", "free")  # one threshold each, on the decoder
 
 @dataclass(frozen=True)
 class Wish:
-    """How much is measured. model, second: see above. adapter: what the training of a drafter wrote; grams: an engine of n-grams that was
-    taught and saved. longest: tokens of a prompt, beyond which it is not asked. few: prompts of the steps with many ways; held: prompts
-    to choose settings on, never judged."""
+    """How much is measured. model, second, speech: see above; sounds: the folder of recordings. adapter: what the training of a drafter
+    wrote; grams: an engine of n-grams that was taught and saved. longest: tokens of a prompt, beyond which it is not asked. few: prompts of
+    the steps with many ways; held: prompts to choose settings on, never judged."""
 
     model: str | None = None
     second: str | None = None
+    speech: str | None = None
+    sounds: Path = Path(".data/models-small/audio")
     data: Path = Path(".data/llm-eval/spec-bench/question.jsonl")
     adapter: Path = Path(".data/kangaroo/adapter")
     grams: Path = Path(".data/kangaroo/ngram")
@@ -57,7 +60,8 @@ class Wish:
         own = {name: getattr(given, name) for name in ("prompts", "few", "tokens", "long", "repeats")}
         paths: dict[str, Any] = {name: Path(getattr(given, name)) for name in ("adapter", "grams", "data") if getattr(given, name)}
         known = {name: value for name, value in own.items() if value is not None}
-        return Wish(model=given.model or os.environ.get(MODEL), second=os.environ.get(SECOND), **known, **paths)
+        model, second, heard = given.model or os.environ.get(MODEL), os.environ.get(SECOND), os.environ.get(SPEECH)
+        return Wish(model=model, second=second, speech=heard, **known, **paths)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +79,29 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def steps(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) -> tuple[dict[str, Callable[[], None]], list[str]]:
     """(name -> step, why others are left out)."""
+    heard, why = transcribing(wish, out, summary, tick)
+    written, others = writing(wish, out, summary, tick)
+    return {**written, **heard}, [*others, *why]
+
+
+def transcribing(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) -> tuple[dict[str, Callable[[], None]], list[str]]:
+    """The step of the speech model, or why it is left out."""
+    if wish.speech is None:
+        return {}, [f"No speech model is named: decode/whisper is left out. Set {SPEECH} to its folder."]
+    if not wish.sounds.is_dir():
+        return {}, [f"{wish.sounds} is not there: decode/whisper is left out."]
+    folder = wish.speech
+
+    def step() -> None:
+        made = hearing.measure(speech.load(folder), wish.sounds, out, "decode-whisper", hearing.EXITS, tick)
+        print(hearing.render(made))
+        summary["decode/whisper/unequal"] = sum(made["task"]["items"] - row["equal"] for row in made["speech"] if row["lossless"])
+
+    return {"decode-whisper": step}, []
+
+
+def writing(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) -> tuple[dict[str, Callable[[], None]], list[str]]:
+    """The steps of language models, and why others are left out."""
     if wish.model is None:
         return {}, [f"No language model is named: decode/ is left out. Give --model FOLDER, or set {MODEL}."]
     bench, missing = Bench(wish, wish.model, out, tick), list[str]()

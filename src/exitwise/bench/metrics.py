@@ -1,4 +1,4 @@
-"""Quality figures, written afresh: CIDEr and CIDEr-D, BLEU, accuracy, F1, Matthews, Spearman, and bootstrap intervals over items."""
+"""Quality figures, written afresh: CIDEr and CIDEr-D, BLEU, word error rate, accuracy, F1, Matthews, Spearman, and bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -140,6 +140,33 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tupl
         log_sum += math.log(matched[n] / proposed[n]) if matched[n] else -math.inf
         out.append(100.0 * brevity * math.exp(log_sum / (n + 1)))
     return out[0], out[1], out[2], out[3]
+
+
+def word_errors(candidate: str, reference: str) -> tuple[int, int]:
+    """(least words to change, leave out or put in for the reference to come out, words of the reference), after `words`.
+
+    >>> word_errors("Ask not what country do.", "ask not what your country can do")
+    (2, 7)
+    """
+    said, wanted = words(candidate), words(reference)
+    row = list(range(len(wanted) + 1))  # edits from what was said so far to each beginning of what is wanted
+    for place, word in enumerate(said, 1):
+        before, row = row, [place]
+        for column, other in enumerate(wanted, 1):
+            row.append(min(before[column] + 1, row[-1] + 1, before[column - 1] + (word != other)))
+    return row[-1], len(wanted)
+
+
+def wer(candidates: Sequence[str], references: Sequence[str]) -> float:
+    """Word error rate over all items, in percent: edits for each word of the references; above 100 where more is put in than there is.
+
+    Raises InputError where the references hold no word.
+    """
+    paired(candidates, references)
+    pairs = [word_errors(candidate, reference) for candidate, reference in zip(candidates, references, strict=True)]
+    if not (wanted := sum(count for _, count in pairs)):
+        raise InputError("the references hold no word, so that no share of them can be wrong. Give transcripts.")
+    return 100.0 * sum(edits for edits, _ in pairs) / wanted
 
 
 def accuracy(answers: Sequence[object], truths: Sequence[object]) -> float:

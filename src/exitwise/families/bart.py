@@ -6,12 +6,28 @@ from typing import Any
 
 from torch import Tensor
 
-from ..stack import Family, Stack
+from ..stack import Cross, Family, Language, Stack, reach
+from .whisper import nothing, seen
 
 
 def _readout(model: Any, hidden: Tensor) -> Tensor:
     logits: Tensor = model.lm_head(hidden)
     return logits + model.final_logits_bias.to(logits.device)
+
+
+def language(path: str) -> Language:
+    """A BART decoder at a dotted path: learnt positions that begin at 2 in their table, and a norm before the first layer."""
+
+    def embed(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
+        body = reach(model, path)
+        places = body.embed_positions.weight[positions + body.embed_positions.offset]
+        states: Tensor = body.layernorm_embedding(body.embed_tokens(ids) + places)
+        return states
+
+    def keys(model: Any, layer: int, source: Tensor) -> tuple[Tensor, Tensor]:
+        return seen(reach(model, path).layers[layer].encoder_attn, source)
+
+    return Language(embed, nothing, cross=Cross(keys))
 
 
 def tiny() -> tuple[Any, dict[str, Any]]:
@@ -35,6 +51,7 @@ FAMILY = Family(
     classes=("BartForConditionalGeneration",),
     stacks=(Stack("model.encoder.layers", "encoder", ("text",)), Stack("model.decoder.layers", "decoder", ("decoder",))),
     readout=_readout,
+    language=language("model.decoder"),
     about="BartForConditionalGeneration",
     tiny=tiny,
 )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import FamilyError
 from ..stack import Family, Spans, Stack
+from .bart import language
 
 _EMBEDDING = "model.language_model.shared"
 
@@ -68,6 +69,7 @@ FAMILY = Family(
         Stack("model.language_model.decoder.layers", "decoder", ("decoder",)),
     ),
     readout=_readout,
+    language=language("model.language_model.decoder"),
     about="Florence2ForConditionalGeneration",
     tiny=tiny,
 )

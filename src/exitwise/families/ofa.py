@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from ..stack import Family, Spans, Stack
+from ..stack import Cross, Family, Language, Spans, Stack
+from .whisper import nothing
 
 
 def spans(model: Any, tokens: int, given: Mapping[str, Any]) -> Spans:
@@ -45,6 +46,33 @@ def readout(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
+def _embed(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
+    """Tokens alone: positions are in the biases of the layers."""
+    states: Tensor = model.model.decoder.embed(ids)
+    return states
+
+
+def _keys(model: Any, layer: int, source: Tensor) -> tuple[Tensor, Tensor]:
+    pair: tuple[Tensor, Tensor] = model.model.decoder.layers[layer].cross_attn.keys_values(source)
+    return pair
+
+
+def _biases(model: Any, source: Any, positions: Tensor, rows: Tensor | None) -> Callable[[int], dict[str, Any]]:
+    """Both biases of every layer, causal mask and padding in them; their tables are kept on the source until they are full."""
+    decoder, end = model.model.decoder, int(positions.max()) + 1
+    tables = decoder.tables(int(positions.min()), end, source.given.position_embeddings[0], source)
+    cross = tables.cross[0][:, positions].transpose(0, 1)
+    hidden = source.bias(rows)
+    cross = cross if hidden is None else cross + hidden
+
+    def of(layer: int) -> dict[str, Any]:
+        own = tables.self_bias(layer, decoder.token_rel_pos[layer].weight)[0]
+        bias = own[:, positions, :end].transpose(0, 1)
+        return {"attention_bias": bias, "encoder_hidden_states": source.states, "cross_bias": cross}
+
+    return of
+
+
 FAMILY = Family(
     model_types=("ofa",),
     classes=("OFAForConditionalGeneration",),
@@ -53,6 +81,7 @@ FAMILY = Family(
         Stack("model.decoder.layers", "decoder", ("decoder",), cross=("encoder_hidden_states", "cross_bias")),
     ),
     readout=readout,
+    language=Language(_embed, nothing, norm="model.decoder.layer_norm", cross=Cross(_keys, _biases)),
     about="OFAForConditionalGeneration, the built-in unified model",
     tiny=tiny,
 )

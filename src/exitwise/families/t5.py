@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..stack import Family, Stack
+from ..stack import Cross, Family, Language, Stack
 
 
 def _readout(model: Any, hidden: Tensor) -> Tensor:
@@ -18,9 +20,30 @@ def _readout(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
+def _embed(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
+    states: Tensor = model.decoder.embed_tokens(ids)
+    return states
+
+
+def _bias(model: Any, states: Tensor, positions: Tensor) -> Callable[[int], dict[str, Any]]:
+    """The first layer's relative position bias, for all layers: (rows or 1, heads, tokens, slots)."""
+    attn = model.decoder.block[0].layer[0].SelfAttention
+    slots = torch.arange(int(positions.max()) + 1, device=positions.device)
+    buckets = attn._relative_position_bucket(
+        slots - positions[:, :, None], False, attn.relative_attention_num_buckets, attn.relative_attention_max_distance
+    )
+    aids = {"position_bias": attn.relative_attention_bias(buckets).permute(0, 3, 1, 2)}
+    return lambda layer: aids
+
+
+def _keys(model: Any, layer: int, source: Tensor) -> tuple[Tensor, Tensor]:
+    attn = model.decoder.block[layer].layer[1].EncDecAttention
+    shape = (*source.shape[:2], -1, attn.key_value_proj_dim)
+    return attn.k(source).view(shape).transpose(1, 2), attn.v(source).view(shape).transpose(1, 2)
+
+
 def tiny() -> tuple[Any, dict[str, Any]]:
     """A random 4+4-layer T5 of width 32, and one batch with padding."""
-    import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
@@ -45,6 +68,7 @@ FAMILY = Family(
         Stack("decoder.block", "decoder", ("decoder",), fresh_bias=True),
     ),
     readout=_readout,
+    language=Language(_embed, _bias, cross=Cross(_keys)),
     about="T5ForConditionalGeneration, MT5ForConditionalGeneration",
     tiny=tiny,
 )

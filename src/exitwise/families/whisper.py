@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from ..stack import Family, Stack
+from ..stack import Cross, Family, Language, Stack
 
 
 def _readout(model: Any, hidden: Tensor) -> Tensor:
     logits: Tensor = model.proj_out(model.model.decoder.layer_norm(hidden))
     return logits
+
+
+def _embed(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
+    body = model.model.decoder
+    states: Tensor = body.embed_tokens(ids) + body.embed_positions.weight[positions]
+    return states
+
+
+def nothing(model: Any, states: Tensor, positions: Tensor) -> Callable[[int], dict[str, Any]]:
+    """Layers need nothing but states and masks."""
+    return lambda layer: {}
+
+
+def seen(attn: Any, source: Tensor) -> tuple[Tensor, Tensor]:
+    """What an attention of the kind that BART and Whisper share sees of the encoder's states."""
+    shape = (*source.shape[:2], -1, attn.head_dim)
+    return attn.k_proj(source).view(shape).transpose(1, 2), attn.v_proj(source).view(shape).transpose(1, 2)
+
+
+def _keys(model: Any, layer: int, source: Tensor) -> tuple[Tensor, Tensor]:
+    return seen(model.model.decoder.layers[layer].encoder_attn, source)
 
 
 def tiny() -> tuple[Any, dict[str, Any]]:
@@ -33,6 +55,7 @@ FAMILY = Family(
     classes=("WhisperForConditionalGeneration",),
     stacks=(Stack("model.encoder.layers", "encoder", ("audio",)), Stack("model.decoder.layers", "decoder", ("decoder",))),
     readout=_readout,
+    language=Language(_embed, nothing, norm="model.decoder.layer_norm", cross=Cross(_keys, masked=False)),
     about="WhisperForConditionalGeneration",
     tiny=tiny,
 )

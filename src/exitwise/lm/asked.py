@@ -118,8 +118,8 @@ def asked_of(model: Any, given: Mapping[str, Any]) -> Asked:
         )
     return Asked(
         prompts, most, frozenset(ends), pad, _processors(value), bool(value("do_sample", False)), int(given.get("seed", 0)),
-        int(value("min_new_tokens", 0)), _stop(value("stop_strings"), given.get("tokenizer")),
-        _told(given.get("on_tokens"), given.get("streamer"), len(prompts)),
+        int(value("min_new_tokens", 0)), stopping(value("stop_strings"), given.get("tokenizer")),
+        telling(given.get("on_tokens"), given.get("streamer"), len(prompts)),
     )  # fmt: skip
 
 
@@ -208,7 +208,8 @@ def _processors(value: Callable[..., Any]) -> LogitsProcessorList:
     return out
 
 
-def _stop(strings: Any, tokenizer: Any) -> StopStringCriteria | None:
+def stopping(strings: Any, tokenizer: Any) -> StopStringCriteria | None:
+    """The criterion for stop strings, None for none. Raises InputError where they come without the tokenizer."""
     if not strings:
         return None
     if tokenizer is None:
@@ -216,7 +217,7 @@ def _stop(strings: Any, tokenizer: Any) -> StopStringCriteria | None:
     return StopStringCriteria(tokenizer, strings)
 
 
-def _told(on_tokens: Any, streamer: Any, rows: int) -> Callable[[int, list[int]], None] | None:
+def telling(on_tokens: Any, streamer: Any, rows: int) -> Callable[[int, list[int]], None] | None:
     """Who is given new tokens: a caller's own function, a streamer of transformers, which shows one row, or both."""
     if streamer is None:
         told: Callable[[int, list[int]], None] | None = on_tokens

@@ -11,15 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CacheError, FamilyError
-from ..run.cache import Filled
+from ..run.cache import CrossLayer, Filled
 from ..run.walk import split_output
 from ..stack import Family
 from ..trace import Trace
 from .lean import Lean, filled_up, lean_of, rotary
+from .source import Both, Source
 from .store import Span, Store
 
 _AGREE: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+ATTENTIONS = ("sdpa", "eager")  # those that take our masks
 CLOSE = 1e-4  # the same arithmetic in another order, in float32, on states of order one
+
+
+def attention_of(model: Any) -> str:
+    """The name of a model's attention, as `transformers` has it."""
+    return str(getattr(model.config, "_attn_implementation", ATTENTIONS[0]))
 
 
 class _Visit:
@@ -42,20 +49,21 @@ class _Visit:
 
 
 class Backbone:
-    """The parts of one model. lean: run layers in few operations where that gives what they give.
+    """The parts of one model. lean: run layers in few operations where that gives what they give. source: what the encoder gave, for a
+    decoder that has one.
 
     Raises FamilyError for a model whose family has no `language`, and CacheError for attention that cannot take our masks.
     """
 
-    def __init__(self, model: nn.Module, family: Family, lean: bool = True) -> None:
+    def __init__(self, model: nn.Module, family: Family, lean: bool = True, source: Source | None = None) -> None:
         if family.language is None:
             raise FamilyError(f"{type(model).__name__} is not described as a language model: its family has no `language`. Use the walk.")
         self.model, self.family, self.language = model, family, family.language
-        (self.stack,) = family.stacks_of(model)
+        (self.stack,) = (stack for stack in family.stacks_of(model) if stack.kind == "decoder")
+        self.source = source
         self.layers = self.stack.layers(model)
-        config: Any = model.config
-        kind = getattr(config, "_attn_implementation", "sdpa")
-        if kind not in ("sdpa", "eager"):
+        kind = attention_of(model)
+        if kind not in ATTENTIONS:
             raise CacheError(f"Attention {kind!r} cannot see rows of unlike length. Load the model with attn_implementation='sdpa'.")
         self.trace = Trace(layers={self.stack.streams[0]: len(self.layers)})
         self._takes = [set(inspect.signature(inspect.unwrap(type(layer).forward)).parameters) for layer in self.layers]
@@ -79,6 +87,8 @@ class Backbone:
     def aids(self, states: Tensor, span: Span) -> Callable[[int], dict[str, Any]]:
         """What all layers of a pass share; made once."""
         made = self.language.aids(self.model, states, span.positions)
+        if self.source is not None:
+            return self._hearing(made, self.source, span)
         ready: dict[int, tuple[Any, dict[str, Any]]] = {}  # by the tables' identity, which is theirs as long as they are held here
 
         def of(layer: int) -> dict[str, Any]:
@@ -91,6 +101,16 @@ class Backbone:
             return ready[id(turned)][1]
 
         return of
+
+    def _hearing(self, made: Callable[[int], dict[str, Any]], source: Source, span: Span) -> Callable[[int], dict[str, Any]]:
+        """The same, with what layers take of the encoder's output."""
+        cross = self.language.cross
+        assert cross is not None
+        if cross.aids is not None:
+            heard = cross.aids(self.model, source, span.positions, span.index)
+            return lambda layer: {**made(layer), **heard(layer)}
+        more = source.aids(span.index)
+        return lambda layer: {**made(layer), **more}
 
     def window(self, layer: int) -> int | None:
         """How many tokens back a layer looks."""
@@ -138,7 +158,19 @@ class Backbone:
         mask = None if seen is None else torch.zeros_like(seen, dtype=states.dtype).masked_fill(~seen, torch.finfo(states.dtype).min)
         call = {"attention_mask": mask, self.stack.cache: cache, "use_cache": True, **aids}
         known = {name: value for name, value in call.items() if name in self._takes[layer] or name in aids and name != "rotary"}
+        if self.source is not None and not cache.filling:
+            known[self.stack.cache] = Both(cache, layer, self._crossed(layer, self.source, cache.span))
         return split_output(self.layers[layer](states, **known))[0]
+
+    def _crossed(self, layer: int, source: Source, span: Span) -> CrossLayer:
+        """The encoder's keys and values at a layer for the rows of a span; for those that never came here they are made now."""
+        missing = source.missing(layer, span)
+        if missing:
+            assert self.language.cross is not None
+            states, counted = source.of(missing), self.trace.crossed
+            source.put(layer, missing, self.language.cross.keys(self.model, layer, states))
+            counted[self.stack.path] = counted.get(self.stack.path, 0) + states.shape[0] * states.shape[1]
+        return source.visit(layer, span)
 
     def count(self, states: Tensor) -> None:
         """A call of one layer takes place."""

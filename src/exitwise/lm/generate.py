@@ -18,15 +18,16 @@ from .backbone import Backbone
 from .heads import low_rank
 from .loop import Loop, Written
 from .plan import Decoding
+from .source import Source
 
 
 @dataclass(frozen=True)
 class Generated:
     """sequences: (rows, length) prompts as they were given, then the new tokens, pads after an end. depth: (rows, new tokens) layers of
-    each; 0 for pads. written: rounds of drafts and what became of them."""
+    each; 0 for pads; None where several runs made a sequence. written: rounds of drafts and what became of them."""
 
     sequences: Tensor
-    depth: Tensor
+    depth: Tensor | None
     trace: Trace
     written: Written
 
@@ -46,24 +47,34 @@ def generate(model: nn.Module, family: Family, plan: Plan, exits: Exits | None, 
     written = loop.run()
     if streamer is not None:
         streamer.end()
-    trace = backbone.trace
-    depth = _padded(written.depths, 0)
+    trace = traced(loop)
+    sequences = torch.cat([ids, padded(written.tokens, asked.pad).to(ids)], 1)
+    return Generated(sequences, trace.depth[backbone.stack.streams[0]], trace, written)
+
+
+def traced(loop: Loop) -> Trace:
+    """What a loop that is done has run."""
+    trace, stream = loop.backbone.trace, loop.backbone.stack.streams[0]
+    depth = padded(loop.written.depths, 0)
     trace.head_calls += loop.session.count.head_calls
-    trace.depth = {backbone.stack.streams[0]: depth}
-    trace.tokens = {backbone.stack.streams[0]: (depth > 0).long()}
-    return Generated(torch.cat([ids, _padded(written.tokens, asked.pad).to(ids)], 1), depth, trace, written)
+    trace.depth, trace.tokens = {stream: depth}, {stream: (depth > 0).long()}
+    return trace
 
 
-def begin(model: nn.Module, family: Family, plan: Plan, exits: Exits | None, asked: Asked, lean: bool = True) -> Loop:
+def begin(
+    model: nn.Module, family: Family, plan: Plan, exits: Exits | None, asked: Asked, lean: bool = True, source: Source | None = None
+) -> Loop:
     """The loop that will write what is asked, with a read-out that is counted and, where the plan wants it, one of low rank for exits."""
-    plan, backbone = replace(plan, steps=asked.most), Backbone(model, family, lean)
+    backbone = Backbone(model, family, lean, source)
+    if source is None:
+        plan = replace(plan, steps=asked.most)
     session = Session(model, replace(family, readout=lambda _, states: backbone.readout(states)), plan, exits)
     if plan.rank:
         session.answers.cheaply = low_rank(backbone, plan.rank)
     return Loop(backbone, session, plan.decoding or Decoding(), asked)
 
 
-def _padded(rows: list[list[int]], pad: int) -> Tensor:
+def padded(rows: list[list[int]], pad: int) -> Tensor:
     """(rows, longest)."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], dtype=torch.long)

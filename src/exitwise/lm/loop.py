@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..criteria import last_real
+from ..heads import state_at
 from ..reading import Reading
 from ..run.encode import Walker
 from ..run.walk import Session
@@ -63,7 +65,7 @@ class Loop:
             self.written.threshold = decoding.watch.begin()
             self.rule = replace(self.rule, threshold=self.written.threshold)
             self.judged = Judged(decoding.watch, self.rule.measure, rows) if decoding.watch.open else None
-        self.step = 0
+        self.step = 0  # 0 for the prompt
 
     @torch.no_grad()
     def run(self) -> Written:
@@ -76,17 +78,20 @@ class Loop:
                     self._token()
                 else:
                     self._round(draft)
-                self.step += 1
         except KeyboardInterrupt as stop:
             self.written.stopped = stop
         return self.written
 
-    # -- the prompt: at full depth, so that every layer has seen it ---------------------------------------------------------------
+    # -- the prompt ---------------------------------------------------------------------------------------------------------------
 
     def _prompt(self) -> None:
+        """A language model's at full depth, so that every layer has seen it; where the input is the encoder's, the few tokens that a
+        decoder begins with are a step like any other."""
         stair, rows = self.stair, list(range(self.stair.rows))
         stair.append(rows, self.asked.prompts)
         draft, first = self.decoding.draft, 0
+        if self.backbone.source is not None and self.decoding == Decoding():
+            return self._token()
         if draft is not None:
             parts = {} if self.session.answers.exits is None else dict(self.session.answers.parts.items())
             self.drafter = Nobody() if draft.make is None else draft.make(self.backbone, parts, stair.rows)
@@ -111,7 +116,7 @@ class Loop:
             states, depths = self.stair.newest(rows), [self.backbone.depth] * len(rows)
         else:
             states, depths = self._leaving(rows)
-        logits = self.backbone.readout(states)[:, -1]
+        logits = self._read(states)
         if self.asked.plain:
             picks = self._likeliest(logits)
         else:
@@ -122,8 +127,11 @@ class Loop:
 
     def _leaving(self, rows: list[int]) -> tuple[Tensor, list[int]]:
         """Each row runs until its rule lets it go; what the head is given of each, and its depth."""
-        session, stack, layers = self.session, self.backbone.stack, self.backbone.depth
-        walker = Walker(session, stack, self.rule, rows, self.stair.newest(rows), None, layers, len(rows), self.step + 1)
+        session, stack, layers, stair = self.session, self.backbone.stack, self.backbone.depth, self.stair
+        counts = [stair.length(row) - stair.fresh[row] for row in rows]
+        mask = None if min(counts) == max(counts) else torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+        mask = mask if mask is None else mask.to(self.backbone.device)
+        walker = Walker(session, stack, self.rule, rows, stair.brought(rows), mask, layers, len(rows), self.step)
 
         def left(layer: int, states: Tensor) -> list[int]:
             walker.advance(layer, states)
@@ -131,14 +139,29 @@ class Loop:
                 self.judged.note(walker.view)
             return walker.rows
 
-        self.stair.advance(rows, layers, watch=left)
+        stair.advance(rows, layers, watch=left)
         assert walker.result is not None
-        return session.answers.given(walker.result), walker.depth
+        return state_at(walker.result, -1 if mask is None else last_real(mask))[:, None], walker.depth
+
+    def _read(self, states: Tensor) -> Tensor:
+        """(rows, vocabulary) logits of the states (rows, 1, width) with which rows left. Where a trained exit has spoken for a row, its
+        words stand; if they were read cheaply, the whole head reads what the exit made of the state."""
+        answers, every = self.session.answers, len(states)
+        if answers.cheaply is not None or not answers.left:
+            return self.backbone.readout(answers.given(states))[:, -1]
+        said, answers.left = answers.left, []
+        if sum(len(rows) for rows, _, _ in said) < every:
+            logits = self.backbone.readout(states)[:, -1]
+        else:
+            logits = said[0][2].logits.new_empty(every, said[0][2].logits.shape[-1])
+        for rows, _, one in said:
+            logits[torch.tensor(rows, device=logits.device)] = one.logits.to(logits)
+        return logits
 
     def _routed(self, rows: list[int]) -> tuple[Tensor, list[int]]:
         """All rows run the layers of this step's route."""
         assert self.decoding.route is not None
-        route = self.decoding.route(self.step, self.backbone.depth)
+        route = self.decoding.route(self.step - 1, self.backbone.depth)
         self.stair.cross(rows, route)
         return self.stair.newest(rows), [len(route)] * len(rows)
 
@@ -146,7 +169,7 @@ class Loop:
         """All layers, some without their feed-forward net."""
         skip, layers = self.decoding.skip, self.backbone.depth
         assert skip is not None
-        skipper = Skipper(self.backbone, skip, len(rows), self.step)
+        skipper = Skipper(self.backbone, skip, len(rows), self.step - 1)
         self.stair.advance(rows, layers, run=skipper.run)
         self.written.skipped += skipper.skipped
         return self.stair.newest(rows), [layers] * len(rows)
@@ -277,6 +300,7 @@ class Loop:
                 self.offers.keep(staying)
             if self.judged is not None:
                 self.judged.keep(staying)
+        self.step += 1
         self.names = [self.names[row] for row in staying]
         if staying:
             self.stair.append(list(range(len(staying))), newest)

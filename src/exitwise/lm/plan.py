@@ -62,7 +62,7 @@ class Watch(Protocol):
 
 @dataclass(frozen=True)
 class Decoding:
-    """Only a language model's own loop can do these; at most one of them. watch: holds state; an engine keeps one for all its runs."""
+    """Only the loop can do these; at most one of them. watch: holds state; an engine keeps one for all its runs."""
 
     draft: Draft | None = None
     route: Route | None = None

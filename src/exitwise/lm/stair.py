@@ -135,6 +135,8 @@ class Stair:
         index = torch.tensor(list(rows), device=self.backbone.device)
         for store in self.stores:
             store.keep(index)
+        if self.backbone.source is not None:
+            self.backbone.source.keep(index)
         self.have = [[have[row] for row in rows] for have in self.have]
         self.ids, self.depths = [self.ids[row] for row in rows], [self.depths[row] for row in rows]
         self.fresh = [self.fresh[row] for row in rows]
@@ -156,10 +158,11 @@ class Stair:
         """These rows run some layers, rising; tokens that lag at a layer share its call, and a row without such a token is not in it.
 
         As long as the same rows bring the same tokens, their states stay at hand. watch: is given, after each layer, the layers run so far
-        and the newest states (rows, 1, width), and gives the rows that go on: for rows that all bring a token to every layer. run: what
-        takes the place of the backbone's own `run`.
+        and the states of the tokens that came last (rows, tokens, width), and gives the rows that go on: for rows that all bring a token to
+        every layer, and where several came that none lags. run: what takes the place of the backbone's own `run`.
         """
         run, going = run or self.backbone.run, None
+        several = any(len(self.ids[row]) - self.fresh[row] > 1 for row in rows)
         self._fills = {}
         for layer in layers:
             have, store = self.have[layer], self.stores[layer]
@@ -173,7 +176,7 @@ class Stair:
             for row, end in zip(behind, going.ends):
                 have[row] = end
             if watch is not None:
-                rows = watch(layer + 1, going.newest())
+                rows = watch(layer + 1, going.states if several else going.newest())
                 if not rows:
                     break
         if going is not None:
@@ -198,7 +201,8 @@ class Stair:
 
     def _aids_of(self, span: Span, states: Tensor) -> Aids:
         """Made once for all layers that the same slots come to; rows that bring the same slots share them, whichever rows they are."""
-        key = (None if span.even else span.rows, span.starts[:1] if span.even else span.starts, span.tokens)
+        alike = span.even and self.backbone.source is None  # what an encoder gave is each row's own
+        key = (None if alike else span.rows, span.starts[:1] if span.even else span.starts, span.tokens)
         if self._aids is None or self._aids[0] != key:
             self._aids = key, self.backbone.aids(states, span)
         return self._aids[1]
@@ -258,6 +262,17 @@ class Stair:
         index = torch.tensor(list(rows), device=self.states.device)
         last = torch.tensor([self.length(row) - 1 - self.base for row in rows], device=self.states.device)
         return self.states[index, last][:, None]
+
+    def brought(self, rows: Sequence[int]) -> Tensor:
+        """(rows, tokens, width) states of the tokens that came last; a row that brought fewer shows anything after them."""
+        tokens = max(self.length(row) - self.fresh[row] for row in rows)
+        if tokens == 1:
+            return self.newest(rows)
+        assert self.states is not None
+        device = self.states.device
+        index, starts = (torch.tensor(x, device=device)[:, None] for x in (list(rows), [self.fresh[row] for row in rows]))
+        slots = starts - self.base + torch.arange(tokens, device=device)
+        return self.states[index, slots.clamp(max=self.states.shape[1] - 1)]
 
     def _all(self, rows: Sequence[int]) -> tuple[int, ...] | None:
         return None if len(rows) == self.rows and list(rows) == list(range(self.rows)) else tuple(rows)
