@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="folder of a pretrained encoder and its tokenizer")
     parser.add_argument("--task", choices=sorted(TASKS), default="sst2")
-    parser.add_argument("--epochs", type=float, default=2.0, help="of the fine-tuning; exits take shares of it, together as much again")
+    parser.add_argument("--epochs", type=float, default=2.0, help="of the fine-tuning; exits take shares of it")
     parser.add_argument("--reads", default=AUTO, choices=(AUTO, *READS), help="what exits read: the first token, or the mean of all")
     parser.add_argument("--data", type=Path, default=Path(".data/glue"))
     parser.add_argument("--work", type=Path, default=Path(".data"))

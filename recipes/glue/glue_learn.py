@@ -20,7 +20,7 @@ from exitwise.train.exits import Labelled, Learner
 
 ROWS = 32
 TUNED = "tuned"
-EPOCHS = {TUNED: 1.0, "deebert": 0.15, "fastbert": 0.15, "pabee": 0.25, "berxit": 0.4, "palbert": 0.15}  # times those of the fine-tuning
+EPOCHS = {TUNED: 1.0, "deebert": 0.15, "fastbert": 0.15, "pabee": 0.25, "berxit": 0.2, "palbert": 0.1}  # times those of the fine-tuning
 RATES = {TUNED: 5e-5, "deebert": 1e-3, "fastbert": 1e-3, "pabee": 5e-5, "berxit": 5e-5, "palbert": 5e-5}
 DONE = "done.safetensors"
 
