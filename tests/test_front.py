@@ -132,5 +132,22 @@ def test_milliseconds_are_measured_here_and_say_where(monkeypatch):
     assert joint.layers["image"] == joint.layers["text"] == (0.5,) * 4, "streams that walk together share a layer's price"
 
 
+@pytest.mark.parametrize("wish", [{"budget": 0.8}, {"keep": 0.5}])
+def test_streams_that_leave_as_one_have_one_threshold(wish):
+    """Of a joint exit: both streams at one threshold and one depth, and the cost that was foretold for them is what they cost."""
+    torch.manual_seed(0)
+    model, inputs = ofa.tiny()
+    rows = [{k: v[i : i + 1] for k, v in inputs.items()} for i in (0, 1)] * 6
+    engine = Engine(model, "mue", decompose=False)
+    found = engine.calibrate(rows, trials=8, max_new_tokens=3, **wish)
+    assert found.settings["image"] == found.settings["text"] == engine.settings_dict()["text"]
+    assert {tuple(sorted(each["settings"])) for each in found.tried} == {("decoder", "image")}
+    alone = [engine.with_settings(image=t["settings"]["image"], text=t["settings"]["image"], decoder=1.0) for t in found.tried]
+    depths = [one.generate(**rows[0], max_new_tokens=3).trace.depth for one in alone]
+    assert all(torch.equal(depth["image"], depth["text"]) for depth in depths)
+    shallow = [t for t in found.tried if t["settings"]["decoder"] == NEVER and t["settings"]["image"] < NEVER]
+    assert shallow and max(t["etr"] for t in shallow) > 0.25, "both streams at their least depth of four save three eighths"
+
+
 def test_never_is_one():
     assert NEVER == 1.0 and all(p["cost"] <= 1 + 1e-12 for p in front(source(100, 3), ETR))

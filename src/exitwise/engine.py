@@ -377,17 +377,24 @@ class Engine:
         quality at a mean cost of at most this share of full depth's; cost: 'etr', 'macs' or 'ms', measured on some of the rows.
         Raises CalibrationError for an empty or hopeless request.
         """
-        ruled = self.plan().rules  # a method may have a knob for a stream that it cannot judge in this model
+        plan = self.plan()
         foretell: Predict = predict or (lambda engine, items: _predict(engine, items, generate))
 
+        # a method may have a knob for a stream that it cannot judge in this model
+        streams = {s: n for s, n in self.layers.items() if s in self.method.calibrated and s in plan.rules}
+        together = [s for s in streams if self.streams[s] != "decoder" and not plan.decompose]  # they leave as one: one threshold for all
+
+        def spread(settings: dict[str, Any]) -> dict[str, Any]:
+            return {**settings, **{s: settings[together[0]] for s in together[1:] if together[0] in settings}}
+
         def run(changes: dict[str, Any], record: bool, items: Sequence[Any] = rows) -> Outcome:
-            engine = self.with_settings(**changes)
+            engine = self.with_settings(**spread(changes))
             if record:
                 engine = engine.recording()
             outputs, trace = foretell(engine, items)
             return Outcome(outputs, trace)
 
-        streams = {s: n for s, n in self.layers.items() if s in self.method.calibrated and s in ruled}
+        streams = {s: n for s, n in streams.items() if s not in together[1:]}
         minimum = self._settings.get("minimum", 1)
         one_wish(confidence, budget, margin)
         if confidence is not None:
@@ -395,9 +402,10 @@ class Engine:
             found = promised_runs(run, rows, streams, asked, progress)
         elif budget is not None:
             prices = prices_of(self, cost, [partial(_traced, foretell, row) for row in rows[:ITEMS]])
-            found = spend(run, rows, streams, budget, prices, quality, trials, minimum, progress)
+            found = spend(run, rows, streams, budget, prices, quality, trials, minimum, progress, together)
         else:
             found = search(run, rows, streams, keep, quality, trials, minimum, margin, progress)
+        found = replace(found, settings=spread(found.settings))
         self._settings = self.method.settings({**self._settings, **found.settings})
         self.calibration = found
         return found

@@ -137,12 +137,6 @@ def _static_points(book: Ledger) -> list[dict[str, float]]:
     return [{"etr": saved, "quality": 100 * share} for share, saved in found]
 
 
-def _tied(settings: dict[str, float]) -> dict[str, float]:
-    """One threshold for both streams."""
-    encoder = next(v for k, v in settings.items() if k != "decoder")
-    return {"image": encoder, "text": encoder, "decoder": settings["decoder"]}
-
-
 def _captions(asker: Asker, items: Sequence[Asked], request: Request, tick: Tick) -> tuple[list[Way], dict[str, Any]]:
     how = live(asker, "caption", tick, request.rows)
     wish: dict[str, Any] = {"keep": request.keep, "margin": request.margin}
@@ -154,7 +148,6 @@ def _captions(asker: Asker, items: Sequence[Asked], request: Request, tick: Tick
     found = base.calibrate(items, trials=request.trials, **asked)
     joint = engine_for(asker, "caption", request.preset, decompose=False)
     tied = joint.calibrate(items, trials=request.trials // 2, **asked)
-    joint = joint.with_settings(**_tied(tied.settings))
     static: dict[str, Any] = dict(_static_captions(asker, items, found.etr, request, **how))
     ways = [
         Way("mue", base, found.settings),

@@ -104,6 +104,7 @@ class _Search:
     prices: Prices
     trials: int
     progress: Callable[[int, int], None] | None
+    together: Sequence[str] = ()
     tried: list[dict[str, Any]] = field(default_factory=list)
 
     def begin(self, streams: Mapping[str, int]) -> Trace:
@@ -150,7 +151,8 @@ class _Search:
         """What a row pays for these depths; ETR weighs the rows of an encoder and the steps of a decoder alike."""
         counted = ran_layers(depth, len(self.prices.layers[stream])).double()
         counted = counted / (float(counted[0]) if self.prices.unit == "etr" else len(depth))
-        return self.prices.whole({stream: counted}) - self.prices.fixed
+        paying = self.together if stream in self.together else (stream,)
+        return self.prices.whole(dict.fromkeys(paying, counted)) - self.prices.fixed
 
 
 def spend(
@@ -163,12 +165,14 @@ def spend(
     trials: int = 24,
     minimum: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    together: Sequence[str] = (),
 ) -> Calibration:
     """The same by live runs, at most `trials`: some thresholds of each stream alone, then the combinations that seem to fit the budget and
-    lose least. What is chosen was run, and its cost is that of its trace. run: (settings, record) -> Outcome. `front`: of what was run."""
+    lose least. What is chosen was run, and its cost is that of its trace. run: (settings, record) -> Outcome. together: streams that leave
+    as one, of which `streams` has the first. `front`: of what was run."""
     known_budget(budget)
     enough(len(rows), streams)
-    search = _Search(run, rows, quality, prices, trials, progress)
+    search = _Search(run, rows, quality, prices, trials, progress, together)
     sure = search.begin(streams).sureness
     lines = {s: search.alone(s, sure[s], streams[s], minimum, len(sure)) for s in streams if s in sure}
     combos = []
