@@ -16,8 +16,8 @@ from ...train.losses import IGNORED
 from ..cells import key_of
 from ..schooling import Schooling, trainable, trained
 from .clips import Clip, pieces, recordings
-from .run import Tick
-from .speech import KNOWN, Setup, Speech, Way, ours, plain, run
+from .run import Setup, Tick
+from .speech import KNOWN, Speech, Way, ours, plain, run
 from .ways import FULL
 
 EXITS = Path(".data/speech")  # where trained exits are kept

@@ -26,7 +26,7 @@ from ...kept import fingerprint
 from .. import metrics, record
 from ..cells import Cells, key_of
 from .clips import RATE, Clip
-from .run import Tick, spread
+from .run import Setup, spread
 from .ways import FULL, PLAIN
 
 KNOWN = {"jfk": "And so, my fellow Americans, ask not what your country can do for you, ask what you can do for your country."}
@@ -104,17 +104,6 @@ def ours(key: str, engine: Engine | Mapping[str, Engine], sound: bool = False) -
     find: Callable[[str], Engine] = (lambda _: engine) if isinstance(engine, Engine) else engine.__getitem__
     settings = {"method": one.method_name, **one.settings_dict()}
     return Way(key, key, find, settings, trained=not isinstance(engine, Engine), sound=sound, lossless=lossless)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """How a run is done. tokens: most new ones of a piece; name: of the record; about: what else its reader should know."""
-
-    tokens: int
-    out: Path
-    name: str
-    about: Mapping[str, Any]
-    tick: Tick = lambda _: None
 
 
 def run(speech: Speech, items: Sequence[Clip], ways: Sequence[Way], setup: Setup) -> dict[str, Any]:
