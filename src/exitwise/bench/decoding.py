@@ -48,7 +48,7 @@ class Wish:
     prompts: int = 50
     tokens: int = 128
     few: int = 6
-    held: int = 4
+    held: int = 8
     longest: int = 1024
     long: int = 2000
     alone: int = 2
