@@ -21,9 +21,8 @@ from .calibrate.promised_runs import Asked, Loss, promised_runs
 from .criteria import Fixed, Step
 from .errors import CheckpointError, FamilyError, FingerprintError, InputError, KnobError, UnknownName
 from .heads import READS, Exits, Shape
+from .lm import generate as language
 from .lm import sequence
-from .lm.asked import TAKEN
-from .lm.generate import generate as lm_generate
 from .lm.plan import Watch
 from .method import STREAMS, Method, answering
 from .reading import Reading
@@ -294,8 +293,8 @@ class Engine:
         model: Any = self.model
         if not hasattr(model, "generate"):
             raise KnobError(f"{type(self.model).__name__} has no `generate`. Use `run`, or `attached()` around your own loop.")
-        if self._own_loop(record, inputs):
-            made = (sequence.generate if self._hears else lm_generate)(model, self.family, self._loop_plan(inputs), self.exits, inputs)
+        if (loop := self._loop(record, inputs)) is not None:
+            made = loop.generate(model, self.family, self._loop_plan(inputs), self.exits, inputs)
             return GenerateOutput(sequences=made.sequences, depth=made.depth, trace=made.trace, drafts=made.written)
         asked = dict(inputs)
         wants_scores = asked.pop("output_scores", False)
@@ -315,24 +314,14 @@ class Engine:
         depth = _token_depth(trace, out.sequences, getattr(out, "beam_indices", None))
         return GenerateOutput(sequences=out.sequences, depth=depth, trace=trace, scores=out.scores if wants_scores else None)
 
-    def _own_loop(self, record: bool, inputs: Mapping[str, Any]) -> bool:
-        """Whether a decoder writes in its own loop: not to record, nor with beams, scores, a cache or other wishes that only the
-        model's own `generate` knows, unless the method can do nothing else."""
-        plan, language = self.plan(), self.family.language
-        if language is None or record or self._record or plan.shadow:
-            return False
-        if self._hears:
-            return sequence.able(self.model, plan, inputs)
-        asks = inputs.get("past_key_values") is not None or inputs.get("output_scores")
-        config: Any = inputs.get("generation_config") or getattr(self.model, "generation_config", None)
-        beams = inputs.get("num_beams") or getattr(config, "num_beams", None) or 1
-        foreign = plan.decoding is None and not plan.rank and any(name not in TAKEN for name in inputs)
-        return not asks and not foreign and beams == 1
-
-    @property
-    def _hears(self) -> bool:
-        """Whether what writes is the decoder of an encoder-decoder."""
-        return self.family.language is not None and self.family.language.cross is not None
+    def _loop(self, record: bool, inputs: Mapping[str, Any]) -> Any:
+        """What decodes in a loop of `exitwise.lm`, for a language model or for the decoder of an encoder-decoder; None to record, for an
+        oracle's shadow, and for wishes that only the model's own `generate` knows."""
+        plan, spoken = self.plan(), self.family.language
+        if spoken is None or record or self._record or plan.shadow:
+            return None
+        loop: Any = language if spoken.cross is None else sequence
+        return loop if loop.able(self.model, plan, inputs) else None
 
     def _loop_plan(self, inputs: Mapping[str, Any]) -> Plan:
         """The plan for a loop: as many steps as tokens are asked for, and draws that differ from run to run."""

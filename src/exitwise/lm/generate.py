@@ -13,7 +13,7 @@ from ..heads import Exits
 from ..run.walk import Plan, Session
 from ..stack import Family
 from ..trace import Trace
-from .asked import Asked, asked_of
+from .asked import TAKEN, Asked, asked_of
 from .backbone import Backbone
 from .heads import low_rank
 from .loop import Loop, Written
@@ -30,6 +30,16 @@ class Generated:
     depth: Tensor | None
     trace: Trace
     written: Written
+
+
+def able(model: Any, plan: Plan, given: Mapping[str, Any]) -> bool:
+    """Whether the loop can do what is asked: no beams, scores or cache, and nothing that only the model's own `generate` knows, unless
+    the method can do nothing else."""
+    config = given.get("generation_config") or getattr(model, "generation_config", None)
+    beams = given.get("num_beams") or getattr(config, "num_beams", None) or 1
+    asks = given.get("past_key_values") is not None or given.get("output_scores")
+    foreign = plan.decoding is None and not plan.rank and any(name not in TAKEN for name in given)
+    return not asks and not foreign and beams == 1
 
 
 def generate(model: nn.Module, family: Family, plan: Plan, exits: Exits | None, given: Mapping[str, Any], lean: bool = True) -> Generated:

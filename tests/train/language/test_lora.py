@@ -1,13 +1,12 @@
 """Low-rank updates: they alone learn, a stopped run goes on bit for bit, and what they become is an ordinary model."""
 
 import sys
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from tests.families.cases import made, makeup
-from tests.train.language.tiny import LAYERS, WIDTH, batch, learner, llama
+from tests.train.language.tiny import LAYERS, WIDTH, batch, learner, llama, train_until
 from transformers import AutoModelForCausalLM
 
 from exitwise import families
@@ -89,16 +88,7 @@ def test_what_is_merged_says_what_the_updates_said_and_is_an_ordinary_model(case
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(installed, tmp_path) -> None:
     def run(folder: str, stop: int | None = None) -> Any:
         owner, found = updated(llama())
-        objective = dropped()
-
-        def told(model: Any, made: Any) -> Any:
-            if made.step == stop:
-                raise KeyboardInterrupt
-            return objective(model, made)
-
-        settings = Settings(tmp_path / folder, steps=8, lr=1e-2, warmup=0, schedule="linear", save_every_s=0.0)
-        with pytest.raises(KeyboardInterrupt) if stop is not None else nullcontext():
-            train(owner, batch, told, settings)
+        train_until(owner, dropped(), tmp_path / folder, stop, steps=8, lr=1e-2)
         return lora.merged(found).state_dict()
 
     whole = run("whole")

@@ -1,11 +1,10 @@
 """Objectives on a tiny Llama: each equals losses that were worked out from cut models, rows without pads, one at a time."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import pytest
 import torch
-from tests.train.language.tiny import LAYERS, WIDTH, WORDS, batch, by_hand, learner, llama
+from tests.train.language.tiny import LAYERS, WIDTH, WORDS, batch, by_hand, learner, llama, train_until
 from torch import Tensor, nn
 
 from exitwise.errors import FamilyError, KnobError
@@ -192,15 +191,7 @@ def test_every_objective_learns_on_the_plain_loop_and_goes_on_where_it_stopped(m
 
     def run(folder: str, stop: int | None = None):
         owner, objective = learner(llama()), make()
-
-        def told(model, made):
-            if made.step == stop:
-                raise KeyboardInterrupt
-            return objective(model, made)
-
-        settings = Settings(tmp_path / folder, steps=12, lr=5e-3, warmup=0, schedule="linear", save_every_s=0.0)
-        with pytest.raises(KeyboardInterrupt) if stop is not None else nullcontext():
-            train(owner, batch, told, settings)
+        train_until(owner, objective, tmp_path / folder, stop, steps=12, lr=5e-3)
         return owner.eval()
 
     with torch.no_grad():

@@ -1,13 +1,18 @@
 """A random tiny Llama and a learner of it, for the tests of this folder."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from exitwise.heads import Exits, Shape
 from exitwise.stack import Family, Stack
+from exitwise.train import Settings, train
 from exitwise.train.exits import Labelled, Learner
 from exitwise.train.language.reading import readout_of
 from exitwise.train.language.texts import Sample, padded
@@ -37,6 +42,19 @@ def batch(step: int = 0) -> Labelled:
     ids = torch.arange(14) * 7 % 47 + 3
     first = Sample(ids[:8], torch.arange(8) >= 3)
     return padded([first, Sample(ids[8:], torch.ones(6, dtype=torch.bool))], step)
+
+
+def train_until(owner: nn.Module, objective: Callable[..., Any], folder: Path, stop: int | None, steps: int, lr: float) -> None:
+    """Trains on these batches with a checkpoint at every step; at step `stop`, unless that is None, someone presses Ctrl-C."""
+
+    def told(model: Any, made: Labelled) -> Any:
+        if made.step == stop:
+            raise KeyboardInterrupt
+        return objective(model, made)
+
+    settings = Settings(folder, steps=steps, lr=lr, warmup=0, schedule="linear", save_every_s=0.0)
+    with pytest.raises(KeyboardInterrupt) if stop is not None else nullcontext():
+        train(owner, batch, told, settings)
 
 
 def by_hand(model: Any, made: Labelled, depth: int) -> torch.Tensor:

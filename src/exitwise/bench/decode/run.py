@@ -62,15 +62,23 @@ def run(model: Any, prompts: Sequence[Asked], ways: Sequence[Way], absent: Seque
         lines = []
         for place, one in enumerate(prompts):
             setup.tick(f"{setup.name}: prompt {place + 1} of {len(prompts)}")
-            shift = place % len(ways)  # each way is the first as often as any other
-            turn = [*ways[shift:], *ways[:shift]]
-            lines.append(cells.once(f"{place:05d}", partial(answered, model, one, turn, setup.tokens, warm)))
+            lines.append(cells.once(f"{place:05d}", partial(answered, model, one, turned(ways, place), setup.tokens, warm)))
         made["task"] = {"kind": "continue", "items": len(prompts), "folder": str(setup.about.get("data", "")), "tokens": setup.tokens}
         made["decode"] = [_row(way, lines) for way in ways]
         made["absent"] = [{"key": each.key, "reason": each.reason} for each in absent]
         made["prompts"] = [_without_texts(line) for line in lines]
     cells.done()
     return made
+
+
+def turned(ways: Sequence[Any], place: int) -> list[Any]:
+    """The ways in the order of this turn: each is the first as often as any other.
+
+    >>> turned("abc", 4)
+    ['b', 'c', 'a']
+    """
+    shift = place % len(ways)
+    return [*ways[shift:], *ways[:shift]]
 
 
 class Warm:

@@ -26,7 +26,7 @@ from ...kept import fingerprint
 from .. import metrics, record
 from ..cells import Cells, key_of
 from .clips import RATE, Clip
-from .run import Setup, spread
+from .run import Setup, spread, turned
 from .ways import FULL, PLAIN
 
 KNOWN = {"jfk": "And so, my fellow Americans, ask not what your country can do for you, ask what you can do for your country."}
@@ -117,9 +117,7 @@ def run(speech: Speech, items: Sequence[Clip], ways: Sequence[Way], setup: Setup
         lines = []
         for place, clip in enumerate(items):
             setup.tick(f"{setup.name}: piece {place + 1} of {len(items)}")
-            shift = place % len(ways)  # each way is the first as often as any other
-            turn = [*ways[shift:], *ways[:shift]]
-            lines.append(cells.once(f"{place:05d}", partial(heard, speech, clip, turn, setup.tokens)))
+            lines.append(cells.once(f"{place:05d}", partial(heard, speech, clip, turned(ways, place), setup.tokens)))
         made["task"] = {"kind": "transcribe", "items": len(items), "seconds": sum(clip.seconds for clip in items)}
         made["encoder_seconds"] = statistics.median(line["encoder_seconds"] for line in lines)
         made["speech"] = [_row(way, items, lines) for way in ways]
