@@ -10,7 +10,7 @@ from tests.ledgers import LAYERS, Live, source
 
 from exitwise import Engine
 from exitwise.calibrate.budget import NEVER, search
-from exitwise.calibrate.front import front, pareto, spend, within
+from exitwise.calibrate.front import _Search, front, pareto, spend, within
 from exitwise.calibrate.ledger import DECODER, grid, thresholds_of
 from exitwise.calibrate.prices import Prices
 from exitwise.calibrate.profile import prices_of
@@ -147,6 +147,15 @@ def test_streams_that_leave_as_one_have_one_threshold(wish):
     assert all(torch.equal(depth["image"], depth["text"]) for depth in depths)
     shallow = [t for t in found.tried if t["settings"]["decoder"] == NEVER and t["settings"]["image"] < NEVER]
     assert shallow and max(t["etr"] for t in shallow) > 0.25, "both streams at their least depth of four save three eighths"
+
+
+def test_streams_that_leave_as_one_are_foretold_as_one():
+    """Two layers a stream at 3 each, rows that leave after 1 and 2 of them: 1.5 layers of both, so 9 for two streams and 4.5 for one."""
+    prices = Prices("macs", {"image": (3.0, 3.0), "text": (3.0, 3.0), DECODER: (1.0,)}, 0.0, (DECODER,))
+    for together, cost in ((("image", "text"), 9.0), ((), 4.5)):
+        search = _Search(lambda *_: None, [], None, prices, 1, None, together)
+        assert search.foretold("image", torch.tensor([1, 2])) == pytest.approx(cost)
+        assert search.foretold(DECODER, torch.tensor([1, 1])) == pytest.approx(1.0)
 
 
 def test_never_is_one():

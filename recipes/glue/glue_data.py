@@ -88,21 +88,17 @@ def parted(rows: Sequence[Example], held: int, seed: int = 0) -> tuple[list[Exam
     """(rows to learn from, `held` rows to calibrate on), drawn once.
 
     SST-2's training rows are sentences and their phrases, its dev rows are sentences: so the held rows are whole texts, which stand in no
-    other row, and rows that stand within a held one are learnt from no more.
+    other row, and of the rows that stand within a held one only those are learnt from that stand within another whole text too.
     """
     order = list(range(len(rows)))
     Random(seed).shuffle(order)
     everywhere = Within([row.first for row in rows])
-    kept: list[int] = []
-    for place in order:
-        if len(kept) == held:
-            break
-        if everywhere.times(rows[place].first) == 1:
-            kept.append(place)
+    whole = [place for place in order if everywhere.times(rows[place].first) == 1]
+    kept, others = whole[:held], Within([rows[place].first for place in whole[held:]])
     inside, out = Within([rows[place].first for place in kept]), set(kept)
     learn = [rows[place] for place in order if place not in out]
     if learn[0].second is None:
-        learn = [row for row in learn if not inside.times(row.first)]
+        learn = [row for row in learn if not inside.times(row.first) or others.times(row.first)]
     else:
         pairs = {(rows[place].first, rows[place].second) for place in kept}
         learn = [row for row in learn if (row.first, row.second) not in pairs]

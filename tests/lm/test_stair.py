@@ -222,3 +222,22 @@ def test_states_are_let_go() -> None:
         assert stair.states is not None
         sizes.append(stair.states.shape[1])
     assert max(sizes) <= 128 and stair.base > 200
+
+
+@torch.no_grad()
+def test_who_watches_sees_every_token_that_came() -> None:
+    """Rows that bring three tokens are watched with three states at every layer, not with the last alone; one token with one."""
+    backbone, stair = backbone_of(), Stair(backbone_of(), 2)
+    tokens = [words(3, 1), words(3, 2)]
+    seen: list[Tensor] = []
+
+    def watch(layer: int, states: Tensor) -> list[int]:
+        seen.append(states.clone())
+        return [0, 1]
+
+    for new in (tokens, [[7], [8]]):
+        stair.append([0, 1], new)
+        stair.advance([0, 1], 4, watch=watch)
+    assert [states.shape[1] for states in seen] == [3] * 4 + [1] * 4
+    want = torch.stack([full_logits(backbone, row)[3] for row in tokens])
+    torch.testing.assert_close(backbone.readout(seen[3]), want, **CLOSE)

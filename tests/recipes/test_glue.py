@@ -72,8 +72,8 @@ def test_no_text_is_both_learnt_and_calibrated_on() -> None:
 
 
 def test_held_rows_are_whole_texts_and_their_parts_are_not_learnt_from() -> None:
-    """Sentences a b c d and e f g with phrases; 'b c' is in a sentence, 'c e' is in none, and letters are no words ('b' in 'bb')."""
-    texts = ["a b c d", "b c", "a", "e f g", "f", "c e", "bb"]
+    """Sentences a b c d and e f g with phrases; 'c e' is in none, letters are no words ('b' in 'bb'), and 'c' is in 'c e' too."""
+    texts = ["a b c d", "b c", "a", "c", "e f g", "f", "c e", "bb"]
     rows = [glue_data.Example(text, None, 1) for text in texts]
     for seed in range(6):
         learn, held = glue_data.parted(rows, 1, seed)
