@@ -94,8 +94,9 @@ def parted(rows: Sequence[Example], held: int, seed: int = 0) -> tuple[list[Exam
     Random(seed).shuffle(order)
     everywhere = Within([row.first for row in rows])
     whole = [place for place in order if everywhere.times(rows[place].first) == 1]
-    kept, others = whole[:held], Within([rows[place].first for place in whole[held:]])
-    inside, out = Within([rows[place].first for place in kept]), set(kept)
+    kept, out = whole[:held], set(whole[:held])
+    texts = {rows[place].first for place in kept}
+    inside, others = Within(list(texts)), Within([rows[place].first for place in whole[held:] if rows[place].first not in texts])
     learn = [rows[place] for place in order if place not in out]
     if learn[0].second is None:
         learn = [row for row in learn if not inside.times(row.first) or others.times(row.first)]
