@@ -23,6 +23,14 @@ def test_the_longest_context_and_its_latest_place_count() -> None:
     assert Grams(1).offer(0, [7], 3) == [] and Grams(1).offer(0, [1, 2, 1], 0) == []
 
 
+def test_more_is_offered_while_the_text_repeats_itself() -> None:
+    """Five tokens that stood there before: as many as are asked for; four of them, or a text that is shorter: two."""
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert Grams(1, drafts=2).offer(0, [*text, 1, 2, 3, 4, 5], 6) == [6, 7, 8, 9, 1, 2]
+    assert Grams(1, drafts=2).offer(0, [*text, 7, 2, 3, 4, 5], 6) == [6, 7]
+    assert Grams(1, drafts=2).offer(0, [1, 2, 1, 2], 6) == [1, 2] and Grams(1, drafts=2).offer(0, [*text, 1, 2, 3, 4, 5], 1) == [6]
+
+
 def test_rows_have_texts_of_their_own_and_go_with_their_numbers() -> None:
     grams = Grams(2)
     grams.offer(0, [1, 2, 1], 1), grams.offer(1, [1, 3, 1], 1)
@@ -43,7 +51,7 @@ def test_a_table_keeps_the_likeliest_of_the_models_own_words() -> None:
 
 
 @pytest.mark.parametrize("lengths", [(12,), (12, 5, 9)])
-@pytest.mark.parametrize("knobs", [{}, {"drafts": 2}, {"least": 2, "drafts": 8}])
+@pytest.mark.parametrize("knobs", [{}, {"drafts": 2}, {"least": 2, "drafts": 8}, {"drafts": 1, "repeats": 9}])
 def test_the_text_is_the_models_own(lengths: tuple[int, ...], knobs: dict[str, int], tmp_path: Path) -> None:
     model, _ = made("llama")
     inputs = batch(*lengths)

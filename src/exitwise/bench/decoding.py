@@ -28,7 +28,7 @@ MODEL, SECOND, SPEECH = "EXITWISE_LANGUAGE_MODEL", "EXITWISE_GEMMA", "EXITWISE_S
 Summary = dict[str, float | None]
 KEEP = 0.99
 DRAFTS: tuple[dict[str, Any], ...] = tuple({"sure": sure, "lookup": lookup} for sure in (0.5, 0.8) for lookup in (0, 2))
-OFFERS: tuple[dict[str, Any], ...] = tuple({"drafts": drafts} for drafts in (2, 3, 5))
+OFFERS: tuple[dict[str, Any], ...] = tuple({"drafts": 2, "repeats": repeats} for repeats in (0, 5, 9))
 LOSSY = ("soft", "calm", "free")  # one threshold each, on the decoder
 
 

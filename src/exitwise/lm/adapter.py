@@ -118,7 +118,7 @@ class Adapter(nn.Module):
         cos, sin = self._rotary(span.positions, x.dtype)
         store.write(span, _turned(self._split(self.k(x)), cos, sin), self._split(self.v(x)))
         keys, values = store.read(span)
-        out = attend(_turned(self._split(self.q(x)), cos, sin), keys, values, span.seen(), self.config.size**-0.5)
+        out = attend(_turned(self._split(self.q(x)), cos, sin), keys, values, span.mask(x.dtype), self.config.size**-0.5)
         return self._out(states, out)
 
     def _out(self, states: Tensor, attended: Tensor) -> Tensor:

@@ -135,11 +135,11 @@ class Backbone:
 
         return read
 
-    def run(self, layer: int, states: Tensor, span: Span, store: Store, aids: dict[str, Any], seen: Tensor | None) -> Tensor:
+    def run(self, layer: int, states: Tensor, span: Span, store: Store, aids: dict[str, Any], mask: Tensor | None) -> Tensor:
         """States (rows, tokens, width) through one layer."""
         self.count(states)
         ours = self.leans[layer]
-        return ours(states, span, store, aids, seen) if ours is not None else self._own(layer, states, _Visit(store, span), aids, seen)
+        return ours(states, span, store, aids, mask) if ours is not None else self._own(layer, states, _Visit(store, span), aids, mask)
 
     def fill(self, layer: int, states: Tensor, span: Span, store: Store, aids: dict[str, Any]) -> None:
         """Only the keys and values of these states."""
@@ -154,8 +154,7 @@ class Backbone:
             return
         raise FamilyError(f"{type(self.layers[layer]).__name__} stored no keys and values. Use keys_values='run late' for this model.")
 
-    def _own(self, layer: int, states: Tensor, cache: Any, aids: dict[str, Any], seen: Tensor | None) -> Tensor:
-        mask = None if seen is None else torch.zeros_like(seen, dtype=states.dtype).masked_fill(~seen, torch.finfo(states.dtype).min)
+    def _own(self, layer: int, states: Tensor, cache: Any, aids: dict[str, Any], mask: Tensor | None) -> Tensor:
         call = {"attention_mask": mask, self.stack.cache: cache, "use_cache": True, **aids}
         known = {name: value for name, value in call.items() if name in self._takes[layer] or name in aids and name != "rotary"}
         if self.source is not None and not cache.filling:
@@ -202,7 +201,7 @@ class Backbone:
                 span = Span(None, (start,), stop - start, weight.device)
                 part = states[:, start:stop]
                 try:
-                    outs.append(run(part, span, store, self.aids(part, span)(layer), span.seen(self.window(layer))))
+                    outs.append(run(part, span, store, self.aids(part, span)(layer), span.mask(part.dtype, self.window(layer))))
                 except (RuntimeError, KeyError, TypeError, ValueError):
                     return False  # not of this form after all
             both.append(torch.cat(outs, 1))

@@ -95,11 +95,11 @@ class Lean:
     width: int
     scale: float
 
-    def __call__(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any], seen: Tensor | None) -> Tensor:
+    def __call__(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any], mask: Tensor | None) -> Tensor:
         """(rows, tokens, width) after the layer; keys and values go to the store."""
-        return self.ffn(self.attention(states, span, store, aids, seen))
+        return self.ffn(self.attention(states, span, store, aids, mask))
 
-    def attention(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any], seen: Tensor | None) -> Tensor:
+    def attention(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any], mask: Tensor | None) -> Tensor:
         """The states after attention, the residual added."""
         rows, tokens, width = states.shape
         flat = states.reshape(-1, width)
@@ -111,7 +111,7 @@ class Lean:
         both = torch.cat((query, keys), 2)
         both = torch.addcmul(both * cos, both.roll(self.width // 2, -1), sin).transpose(1, 2)
         store.write(span, both[:, heads:], self.v(x).view(rows, tokens, -1, self.width).transpose(1, 2))
-        out = attend(both[:, :heads], *store.read(span), seen, self.scale).transpose(1, 2).reshape(rows * tokens, -1)
+        out = attend(both[:, :heads], *store.read(span), mask, self.scale).transpose(1, 2).reshape(rows * tokens, -1)
         return self._added(flat, self.o, out, self.attn_after).view(rows, tokens, width)
 
     def fill(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any]) -> None:
@@ -147,17 +147,17 @@ def rotary(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return cos[:, :, None], torch.cat((-sin[..., :half], sin[..., half:]), -1)[:, :, None]
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Attention of (rows, heads, tokens, width) over fewer heads of keys: queries that share a head are tokens of it, so nothing is
     repeated."""
     rows, heads, tokens, width = query.shape
     groups = heads // keys.shape[1]
     if groups == 1:
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=scale)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
     joined = query.reshape(rows, heads // groups, groups * tokens, width)
-    if seen is not None:
-        seen = seen[:, :, None].expand(-1, -1, groups, -1, -1).reshape(rows, 1, groups * tokens, seen.shape[-1])
-    return F.scaled_dot_product_attention(joined, keys, values, attn_mask=seen, scale=scale).view(rows, heads, tokens, width)
+    if mask is not None:
+        mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).reshape(rows, 1, groups * tokens, mask.shape[-1])
+    return F.scaled_dot_product_attention(joined, keys, values, attn_mask=mask, scale=scale).view(rows, heads, tokens, width)
 
 
 def lean_of(layer: Any) -> Lean | None:

@@ -57,12 +57,13 @@ class Table(nn.Module):
 class Grams:
     """Offers by the text of each row itself, the latest place of the longest context; and by a table for contexts that are new in it.
 
-    least: tokens of context at least. Adaptive n-grams after Ou et al. 2024 (arXiv:2404.08698), with prompt lookup (Saxena 2023) as the
-    case without a table.
+    least: tokens of context at least. drafts: tokens that are offered at most unless the text repeats itself, which is to say that its
+    last five tokens stood in it before; None: as many as are asked for. Adaptive n-grams after Ou et al. 2024 (arXiv:2404.08698), with
+    prompt lookup (Saxena 2023) as the case without a table.
     """
 
-    def __init__(self, rows: int, table: Table | None = None, least: int = 1) -> None:
-        self.table, self.orders = table, tuple(order for order in OWN if order >= least)
+    def __init__(self, rows: int, table: Table | None = None, least: int = 1, drafts: int | None = None) -> None:
+        self.table, self.orders, self.drafts = table, tuple(order for order in OWN if order >= least), drafts
         self.seen: list[dict[tuple[int, ...], int]] = [{} for _ in range(rows)]
         self.read = [1] * rows
 
@@ -75,6 +76,8 @@ class Grams:
                     seen[tuple(ids[place - order : place])] = ids[place]
         self.read[row] = max(self.read[row], len(ids))
         tail, out = list(ids[-OWN[0] :]), list[int]()
+        repeats = len(tail) == OWN[0] and tuple(tail) in seen
+        most = most if repeats or self.drafts is None else min(most, self.drafts)
         while len(out) < most:
             found = self._after(seen, tail)
             if found is None:

@@ -33,12 +33,12 @@ class Skipper:
         self.saturated = torch.zeros(rows, dtype=torch.bool)
         self.skipped = 0
 
-    def run(self, layer: int, states: Tensor, span: Span, store: Store, aids: dict[str, Any], seen: Tensor | None) -> Tensor:
+    def run(self, layer: int, states: Tensor, span: Span, store: Store, aids: dict[str, Any], mask: Tensor | None) -> Tensor:
         """In the place of `Backbone.run`, for one new token of every row."""
         lean = self.backbone.leans[layer]
         assert lean is not None
         self.backbone.count(states)
-        x = lean.attention(states, span, store, aids, seen)
+        x = lean.attention(states, span, store, aids, mask)
         bottom, top = self.skip.cold
         if self.warm or layer < bottom or layer >= self.backbone.depth - top:
             return lean.ffn(x)

@@ -43,10 +43,10 @@ class _Going:
     depth: int = 0
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
 
-    def seen(self, window: int | None) -> Tensor | None:
+    def mask(self, window: int | None) -> Tensor | None:
         """Where the queries may look at a layer with this window."""
         if window not in self.masks:
-            self.masks[window] = self.span.seen(window)
+            self.masks[window] = self.span.mask(self.states.dtype, window)
         return self.masks[window]
 
     @cached_property
@@ -171,7 +171,7 @@ class Stair:
                 continue
             self._make_good(layer, behind)
             going = self._going(going, behind, [have[row] for row in behind])
-            going.states = run(layer, going.states, going.span, store, going.aids(layer), going.seen(self.backbone.window(layer)))
+            going.states = run(layer, going.states, going.span, store, going.aids(layer), going.mask(self.backbone.window(layer)))
             going.depth = layer + 1
             for row, end in zip(behind, going.ends):
                 have[row] = end

@@ -75,6 +75,11 @@ class Span:
             looks &= slots > positions - window
         return looks[:, None].expand(len(self.starts), 1, self.tokens, self.end)
 
+    def mask(self, dtype: torch.dtype, window: int | None = None) -> Tensor | None:
+        """The same as what is added to scores, so that it is made once for all layers: 0 where a query may look, else the least number."""
+        seen = self.seen(window)
+        return None if seen is None else torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+
 
 class Store:
     """Keys and values of one layer, (rows, heads, slots, width of a head) each, made at the first write.

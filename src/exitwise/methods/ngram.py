@@ -38,18 +38,18 @@ def taught(shape: Shape, texts: Iterable[tuple[Sequence[int], int]]) -> Exits:
     return made
 
 
-def offers(least: int, parts: Mapping[str, Any], prompts: Sequence[Sequence[int]]) -> Grams:
+def offers(least: int, drafts: int, parts: Mapping[str, Any], prompts: Sequence[Sequence[int]]) -> Grams:
     """What each row's text offers."""
-    return Grams(len(prompts), parts.get(TABLE), least)
+    return Grams(len(prompts), parts.get(TABLE), least, drafts)
 
 
 def plan(settings: Settings, layers: Mapping[str, int]) -> Plan:
     """Drafts at no depth at all."""
     if "decoder" not in layers:
         raise KnobError(f"The streams are {', '.join(layers)}: this method needs a language model.")
-    return Plan(
-        decompose=False, policy="run late", decoding=Decoding(Draft(None, settings["drafts"], offers=partial(offers, settings["least"])))
-    )
+    drafts, most = settings["drafts"], max(settings["drafts"], settings["repeats"])
+    draft = Draft(None, most, offers=partial(offers, settings["least"], drafts))
+    return Plan(decompose=False, policy="run late", decoding=Decoding(draft))
 
 
 METHOD = Method(
@@ -58,6 +58,7 @@ METHOD = Method(
     plan=plan,
     knobs=(
         Knob("drafts", 4, "tokens drafted in a round at most", 1, 64),
+        Knob("repeats", 0, "the same while the text repeats its last five tokens, if that is more", 0, 64),
         Knob("least", 1, "tokens of context that must be the same at least", 1, 5),
     ),
     exits=exits,

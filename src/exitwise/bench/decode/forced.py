@@ -76,15 +76,15 @@ def _crossed(backbone: Backbone, ids: Tensor, start: int, counts: Sequence[int],
     spans = {count: Span(None, (start,) * count, tokens) for count in set(counts)}
     states = backbone.embed(ids, spans[counts[0]].positions.expand(rows, -1))
     aids, left = backbone.aids(states, spans[counts[0]]), list[Tensor]()
-    seen: dict[tuple[int, int | None], Tensor | None] = {}
+    masks: dict[tuple[int, int | None], Tensor | None] = {}
     for layer, count in enumerate(counts):
         if count < len(states):
             left.insert(0, states[count:, -1:])
             states = states[:count]
         key = count, backbone.window(layer)
-        if key not in seen:
-            seen[key] = spans[count].seen(key[1])
-        states = backbone.run(layer, states, spans[count], stores[layer], aids(layer), seen[key])
+        if key not in masks:
+            masks[key] = spans[count].mask(states.dtype, key[1])
+        states = backbone.run(layer, states, spans[count], stores[layer], aids(layer), masks[key])
     return torch.cat([states[:, -1:], *left])
 
 
