@@ -287,9 +287,12 @@ def test_steps_say_what_they_lack(folder: Path, tmp_path: Path, monkeypatch: pyt
 def test_the_steps_fill_their_keys(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join([*TEXTS, "over the lazy dog", "how many are left", "e f g"]))
+    model = language_model(str(folder)).model
+    Engine(model, "eellm", exits=Engine(model, "eellm", depths=(2,)).fresh_exits(0), depths=(2,)).save(tmp_path / "tuned")
     wish = decoding.Wish(
-        str(folder), data=file, adapter=adapter(tmp_path / "adapter"), prompts=3, tokens=8, few=1, held=2, long=16, repeats=2
-    )
+        str(folder), data=file, adapter=adapter(tmp_path / "adapter"), tuned=tmp_path / "tuned", prompts=3, tokens=8, few=1, held=2,
+        long=16, repeats=2,
+    )  # fmt: skip
     summary: decoding.Summary = {}
     found, _ = decoding.steps(wish, tmp_path / "out", summary, lambda _: None)
     for name in ("realised", "long", "lossless", "lossy"):
@@ -303,6 +306,9 @@ def test_the_steps_fill_their_keys(folder: Path, tmp_path: Path, capsys: pytest.
     judged, held = ({each.where for each in part} for part in bench.asked)
     assert len(judged) == 3 and len(held) == 2 and not judged & held  # settings are not chosen on what is judged
     (choice,) = (tmp_path / "out").glob("*decode-choice.json")
+    (lossy,) = (tmp_path / "out").glob("*decode-lossy.json")
+    tried = {each["method"]: each["tried"] for each in json.loads(lossy.read_text())["config"]["chosen_on"]}
+    assert set(tried) == {*decoding.LOSSY, "eellm, trained exits"} and all(len(each) == 6 for each in tried.values())
     assert {"kangaroo", "n-grams"} == set(json.loads(choice.read_text())["tried"])  # all that can draft is tried, the fastest is judged
     assert "full depth" in capsys.readouterr().out and not any(str(tmp_path) in f.read_text() for f in (tmp_path / "out").glob("*.json"))
 

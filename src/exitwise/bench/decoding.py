@@ -29,14 +29,15 @@ Summary = dict[str, float | None]
 KEEP = 0.99
 DRAFTS: tuple[dict[str, Any], ...] = tuple({"sure": sure, "lookup": lookup} for sure in (0.5, 0.8) for lookup in (0, 2))
 OFFERS: tuple[dict[str, Any], ...] = tuple({"drafts": 2, "repeats": repeats} for repeats in (0, 5, 9))
-LOSSY = ("soft", "calm", "free")  # one threshold each, on the decoder
+CHOSEN_ON = 4  # held prompts on which thresholds are chosen
+LOSSY = ("soft", "calm", "free")  # of the model as it is; one threshold each, on the decoder
 
 
 @dataclass(frozen=True)
 class Wish:
     """How much is measured. model, second, speech: see above; sounds: the folder of recordings. adapter: what the training of a drafter
-    wrote; grams: an engine of n-grams that was taught and saved. longest: tokens of a prompt, beyond which it is not asked. few: prompts of
-    the steps with many ways; held: prompts to choose settings on, never judged."""
+    wrote; grams: an engine of n-grams that was taught and saved; tuned: one of exits that were trained. longest: tokens of a prompt,
+    beyond which it is not asked. few: prompts of the steps with many ways; held: prompts to choose settings on, never judged."""
 
     model: str | None = None
     second: str | None = None
@@ -45,6 +46,7 @@ class Wish:
     data: Path = Path(".data/llm-eval/spec-bench/question.jsonl")
     adapter: Path = Path(".data/kangaroo/adapter")
     grams: Path = Path(".data/kangaroo/ngram")
+    tuned: Path = Path(".data/kangaroo/tuned/export")
     prompts: int = 50
     tokens: int = 128
     few: int = 6
@@ -58,7 +60,7 @@ class Wish:
     def of(given: Any) -> Wish:
         """From the arguments of the command line, and the environment."""
         own = {name: getattr(given, name) for name in ("prompts", "few", "tokens", "long", "repeats")}
-        paths: dict[str, Any] = {name: Path(getattr(given, name)) for name in ("adapter", "grams", "data") if getattr(given, name)}
+        paths: dict[str, Any] = {name: Path(getattr(given, name)) for name in ("adapter", "grams", "tuned", "data") if getattr(given, name)}
         known = {name: value for name, value in own.items() if value is not None}
         model, second, heard = given.model or os.environ.get(MODEL), os.environ.get(SECOND), os.environ.get(SPEECH)
         return Wish(model=model, second=second, speech=heard, **known, **paths)
@@ -70,6 +72,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--model", help=f"the language model: a folder, a hub name or a GGUF file; or the variable {MODEL}")
     own.add_argument("--adapter", help="the folder of its trained adapter")
     own.add_argument("--grams", help="the folder of a saved engine of n-grams, taught with its own answers")
+    own.add_argument("--tuned", help="the folder of a saved engine with trained exits, such as `exitwise train --method eellm` writes")
     own.add_argument("--data", help="the prompts, in any form that `exitwise bench` reads")
     own.add_argument("--prompts", type=int, help="prompts of decode-lossless")
     own.add_argument("--few", type=int, help="prompts of the steps with many ways")
@@ -164,12 +167,30 @@ class Bench:
         model, found = self.speaker.model, dict[str, tuple[Engine, Sequence[dict[str, Any]]]]()
         if self.trained:
             found["kangaroo"] = ways.with_adapter(model, self.wish.adapter), DRAFTS
-        if self.wish.grams.is_dir():
-            try:
-                found["n-grams, taught"] = Engine.load(self.wish.grams, model), OFFERS
-            except FingerprintError as other:
-                self.tick(f"{self.wish.grams} is left out: {other}")
+        if (taught := self._saved(self.wish.grams)) is not None:
+            found["n-grams, taught"] = taught, OFFERS
         found["n-grams"] = Engine(model, "ngram"), OFFERS
+        return found
+
+    def _saved(self, folder: Path) -> Engine | None:
+        """An engine that was trained and saved, if it is there and belongs to this model."""
+        if not folder.is_dir():
+            return None
+        try:
+            return Engine.load(folder, self.speaker.model)
+        except FingerprintError as other:
+            self.tick(f"{folder} is left out: {other}")
+            return None
+
+    def _leavers(self) -> dict[str, Engine]:
+        """Ways whose tokens may leave early: the model's own head halfway up, and exits that were trained."""
+        model, half = self.speaker.model, max(1, self.speaker.model.config.get_text_config().num_hidden_layers // 2)
+        found = dict[str, Engine]()
+        for name in LOSSY:
+            own = {"depth": half} if "depth" in {knob.name for knob in methods.load(name).knobs} else {}
+            found[name] = Engine(model, name, **own)
+        if (tuned := self._saved(self.wish.tuned)) is not None:
+            found[f"{tuned.method_name}, trained exits"] = tuned
         return found
 
     @cached_property
@@ -267,21 +288,18 @@ class Bench:
     def lossy(self, summary: Summary) -> None:
         """The fastest way whose tokens are the whole model's own 99 times of 100, chosen on the held prompts."""
         model, found = self.speaker.model, list[dict[str, Any]]()
-        layers = model.config.get_text_config().num_hidden_layers
-        for name in LOSSY:
-            grid = [{"decoder": threshold} for threshold in choose.THRESHOLDS]
-            own_depth = {"depth": max(1, layers // 2)} if "depth" in {knob.name for knob in methods.load(name).knobs} else {}
-            best, tried = choose.fastest(model, Engine(model, name, **own_depth), grid, self.asked[1][:2], self._short, KEEP, self.tick)
-            found.append({"method": name, "tried": tried})
+        grid, speeds, engines = [{"decoder": threshold} for threshold in choose.THRESHOLDS], dict[str, float](), dict[str, Engine]()
+        for label, engine in self._leavers().items():
+            best, tried = choose.fastest(model, engine, grid, self.asked[1][:CHOSEN_ON], self._short, KEEP, self.tick)
+            found.append({"method": label, "tried": tried})
             if best is not None:
-                found[-1]["best"] = max(tried, key=lambda t: t["over_generate"] if t["agreement"] >= KEEP else 0.0)
-                found[-1]["engine"] = best
-        own = max((f for f in found if "best" in f), key=lambda f: float(f["best"]["over_generate"]), default=None)
-        many = [*self._ways(), *([] if own is None else [ways.ours("early exit", own["engine"], f"{own['method']}, thresholds chosen")])]
+                engines[label] = best
+                speeds[label] = max(float(each["over_generate"]) for each in tried if each["agreement"] >= KEEP)
+        chosen = sorted(speeds, key=lambda label: -speeds[label])[:1]
+        many = [*self._ways(), *(ways.ours("early exit", engines[label], f"{label}, threshold chosen") for label in chosen)]
         few = spread_over(self.asked[0], 2 * self.wish.few)
         setup = self._setup("decode-lossy", self._short)
-        tried = [{"method": each["method"], "tried": each["tried"]} for each in found]
-        made = run.run(model, few, many, [], Setup(setup.tokens, setup.out, setup.name, {**setup.about, "chosen_on": tried}, setup.tick))
+        made = run.run(model, few, many, [], Setup(setup.tokens, setup.out, setup.name, {**setup.about, "chosen_on": found}, setup.tick))
         print(table.render(made))
         good = [row["over_generate"]["median"] for row in made["decode"][2:] if row["agreement"] >= KEEP]
         summary["decode/lossy_over_generate_at_99"] = max(good, default=None)
