@@ -1,7 +1,8 @@
 """GLUE with an encoder of one's own: fine-tunes it, trains the exits of every method, and measures what they save; stopped, it goes on.
 
 Run from the project's folder: python recipes/glue/glue.py MODEL_FOLDER --task sst2 --epochs 2
-MODEL_FOLDER is what `from_pretrained` reads. The rows are looked for in .data/glue; checkpoints go to .data/glue-TASK, one run to results/.
+MODEL_FOLDER is what `from_pretrained` reads. The rows are looked for in .data/glue; checkpoints go to .data/glue-TASK, one run to results/,
+its figures to results/summary.json.
 Thresholds are chosen on rows cut off the training set; the figures are of the official dev set, which nothing was chosen on.
 """
 
@@ -106,7 +107,8 @@ def summary(run: dict[str, Any], task: str) -> dict[str, float]:
         f"glue/{task}/macs_saved_at_99": best["macs_saved"],
         f"glue/{task}/wallclock_saved_batch1": one, f"glue/{task}/wallclock_saved_batch32": many,
     }  # fmt: skip
-    return {**out, "run/batch32_over_batch1": many / one} if one > 0 else out
+    beside = f"{'run' if task == 'sst2' else f'glue/{task}'}/batch32_over_batch1"
+    return {**out, beside: many / one} if one > 0 else out
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -133,6 +135,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     }
     with record.run(given.out, f"glue-{given.task}", config, given.seed) as run:
         measure(run, given, school, sets)
+    record.summarise(given.out, run["summary"])
     print(json.dumps(run["summary"], indent=1))
     return run
 

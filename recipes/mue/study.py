@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
+from exitwise.bench import record
 
 
 def given(about: str, work: Path, most: int) -> argparse.Namespace | None:
@@ -34,7 +35,4 @@ def given(about: str, work: Path, most: int) -> argparse.Namespace | None:
 
 def summarise(out: Path, key: str, value: float, interval: Sequence[float]) -> None:
     """Puts a figure and the ends of its interval into OUT/summary.json, beside what is there."""
-    file = out / "summary.json"
-    summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    new = {key: value, f"{key}_low": interval[0], f"{key}_high": interval[1]}
-    file.write_text(json.dumps(dict(sorted({**summary, **new}.items())), indent=1) + "\n", encoding="utf-8")
+    record.summarise(out, {key: value, f"{key}_low": interval[0], f"{key}_high": interval[1]})

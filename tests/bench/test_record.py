@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,17 @@ def test_a_file_that_is_no_run_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="x.json"):
         record.read(tmp_path / "x.json")
     assert record.latest(tmp_path) == []
+
+
+def test_figures_of_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+    """A later run takes the place of its own keys only, runs that end at once lose nothing, and a broken file is not written over."""
+    assert record.summarise(tmp_path / "new", {"b": 1.0}) == {"b": 1.0}
+    assert record.summarise(tmp_path / "new", {"a": None, "b": 2.0}) == {"a": None, "b": 2.0}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: record.summarise(tmp_path / "new", {f"c{i}": float(i)}), range(40)))
+    assert len(json.loads((tmp_path / "new" / "summary.json").read_text())) == 42
+    for text in ("{", "[1]"):
+        (tmp_path / "summary.json").write_text(text)
+        with pytest.raises(InputError, match="Mend or delete it"):
+            record.summarise(tmp_path, {"a": 1.0})
+        assert (tmp_path / "summary.json").read_text() == text

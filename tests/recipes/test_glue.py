@@ -172,8 +172,10 @@ def test_the_whole_way_and_a_second_run_that_goes_on(tmp_path: Path, monkeypatch
         assert found["fronts"]["dev"][0]["depth"] == 3.0 and sum(found["live"]["exits"]) == 24
         replayed = min(found["fronts"]["dev"], key=lambda p: abs(p["depth"] - found["live"]["depth"]))
         assert abs(replayed["depth"] - found["live"]["depth"]) < 0.3
-    (kept,) = (tmp_path / "out").glob("*.json")
+    (kept,) = (tmp_path / "out").glob("*-glue-*.json")
     assert json.loads(kept.read_text())["status"] == "done"
+    figures = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {"glue/sst2/full", "glue/sst2/macs_saved_at_99"} <= set(figures)
     done = tmp_path / "work" / "glue-sst2" / "tuned" / "done.safetensors"
     written = done.stat().st_mtime_ns
     again = glue.main(arguments)

@@ -178,8 +178,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="rivals: of training each method's exits")
     decoding.options(parser)
     given = parser.parse_args()
-    file = given.out / "summary.json"
-    summary: Summary = json.loads(file.read_text()) if file.exists() else {}
+    summary: Summary = {}
     asked = rivals.Asked().limited(given.limit, given.seconds)
     failed = []
     spoken, missing = decoding.steps(decoding.Wish.of(given), given.out, summary, _tell)
@@ -194,9 +193,8 @@ def main() -> int:
         except Exception as error:  # the others still run; the record of this one says why
             failed.append(name)
             print(f"{name} failed: {type(error).__name__}: {error}", file=sys.stderr)
-        given.out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(dict(sorted(summary.items())), indent=1) + "\n")
-    print(json.dumps(summary, indent=1))
+        record.summarise(given.out, summary)
+    print(json.dumps(record.summarise(given.out, {}), indent=1))
     return 1 if failed else 0
 
 

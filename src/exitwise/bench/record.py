@@ -7,12 +7,14 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from exitwise.errors import InputError
 from exitwise.machine import machine
@@ -106,6 +108,27 @@ def latest(folder: str | Path, prefix: str = "") -> list[dict[str, Any]]:
         if usable and str(found["name"]).startswith(prefix):
             newest[found["name"]] = found
     return [newest[name] for name in sorted(newest)]
+
+
+def summarise(folder: str | Path, figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Puts figures into FOLDER/summary.json, beside what is there, and gives the whole; runs that end at once wait for each other.
+
+    Raises InputError for a file that is no flat object: it is left as it is.
+    """
+    file = Path(folder) / "summary.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        try:
+            found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        except json.JSONDecodeError as error:
+            raise InputError(f"{file} is not JSON ({error}). Mend or delete it; the runs beside it hold their figures.") from None
+        if not isinstance(found, dict):
+            raise InputError(f"{file} holds a {type(found).__name__}, not names with figures. Mend or delete it.")
+        whole = dict(sorted({**found, **figures}.items()))
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        part.replace(file)
+    return whole
 
 
 def _write(folder: Path, name: str, began: datetime, record: dict[str, Any]) -> Path:
