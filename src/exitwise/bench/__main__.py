@@ -28,7 +28,8 @@ from .measure import Setup, judge_on
 HELDOUT = Path(".data/heldout")
 LEDGERS = Path(".data/ledgers")
 RIVALS = Path(".data/rivals")
-BUDGETS = (0.3, 0.29)  # of the layers: the dearest static depths below are 0.29 (two layers of the image and of the decoder) and 0.25
+# Of the layers; the dearest static depths below are 0.29 (two layers of the image and of the decoder), and 0.25 below that.
+BUDGETS = {"answer": (0.3, 0.29), "caption": (0.33, 0.31, 0.29)}
 Summary = dict[str, float | None]
 
 
@@ -53,14 +54,14 @@ def held(kind: str, folder: Path, out: Path, summary: Summary, beams: int = 1) -
     _figures(summary, f"mue/{kind}", run)
 
 
-def frugal(folder: Path, out: Path, summary: Summary) -> None:
-    """Answers at costs at which one depth for all no longer does: what the rule itself adds. Chosen on calibration.jsonl."""
-    task, chosen_on = (tasks.load("answer", folder, split) for split in ("test", "calibration"))
-    for budget in BUDGETS:
-        name = f"frugal-answer-{round(100 * budget)}"
-        run = judge_on(task, chosen_on, "held-out answer", Setup(out=out, name=name, budget=budget, timed=40, gallery=0, tick=_tell))
+def frugal(kind: str, folder: Path, out: Path, summary: Summary) -> None:
+    """A task at costs at which one depth for all no longer does: what the rule itself adds. Chosen on calibration.jsonl."""
+    task, chosen_on = (tasks.load(kind, folder, split) for split in ("test", "calibration"))
+    for budget in BUDGETS[kind]:
+        name = f"frugal-{kind}-{round(100 * budget)}"
+        run = judge_on(task, chosen_on, f"held-out {kind}", Setup(out=out, name=name, budget=budget, timed=40, gallery=0, tick=_tell))
         print(table.render(run))
-        _figures(summary, f"mue/answer/at_{round(100 * budget)}", run)
+        _figures(summary, f"mue/{kind}/at_{round(100 * budget)}", run)
 
 
 def timing(out: Path, summary: Summary, repeats: int) -> None:
@@ -157,11 +158,10 @@ def steps(out: Path, summary: Summary, repeats: int, beams: int, asked: rivals.A
             found[kind] = partial(held, kind, folder, out, summary, beams if kind == "caption" else 1)
         else:
             print(f"{folder} is not there: its figures are left out. recipes/shipped/heldout.py writes it.", file=sys.stderr)
-    folder = HELDOUT / "answer"
-    if (folder / "calibration.jsonl").exists() and (folder / "test.jsonl").exists():
-        found["frugal"] = partial(frugal, folder, out, summary)
-        found["promise"] = lambda: promises(folder, out, summary, promise.Asked())
     here = [kind for kind in tasks.KINDS if all((HELDOUT / kind / f"{split}.jsonl").exists() for split in ("calibration", "test"))]
+    found |= {f"frugal-{kind}": partial(frugal, kind, HELDOUT / kind, out, summary) for kind in here}
+    if "answer" in here:
+        found["promise"] = lambda: promises(HELDOUT / "answer", out, summary, promise.Asked())
     if here:
         found["rivals"] = lambda: against(here, out, summary, asked)
     return found
