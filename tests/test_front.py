@@ -9,7 +9,7 @@ import torch
 from tests.ledgers import LAYERS, Live, source
 
 from exitwise import Engine
-from exitwise.calibrate.budget import NEVER, search
+from exitwise.calibrate.budget import NEVER, proposals, search
 from exitwise.calibrate.front import _Search, front, pareto, spend, within
 from exitwise.calibrate.ledger import DECODER, grid, thresholds_of
 from exitwise.calibrate.prices import Prices
@@ -156,6 +156,13 @@ def test_streams_that_leave_as_one_are_foretold_as_one():
         search = _Search(lambda *_: None, [], None, prices, 1, None, together)
         assert search.foretold("image", torch.tensor([1, 2])) == pytest.approx(cost)
         assert search.foretold(DECODER, torch.tensor([1, 1])) == pytest.approx(1.0)
+
+
+def test_a_stream_that_is_the_same_in_all_rows_may_leave_at_once():
+    """A prompt is as sure in every row: of five layers it is offered every depth from the first one on, not from the second."""
+    sure = torch.tensor([0.4, 0.7, 0.8, 0.95, float("nan")]).expand(9, 5)
+    assert [mean for _, mean in proposals(sure, 5, 1, 9)] == [5, 4, 3, 2, 1]
+    assert [mean for _, mean in proposals(sure, 5, 2, 9)] == [5, 4, 3, 2]
 
 
 def test_never_is_one():

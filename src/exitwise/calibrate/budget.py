@@ -20,6 +20,7 @@ from ..errors import CalibrationError, CheckpointError
 from ..trace import Trace
 
 NEVER = 1.0
+BELOW = 1e-3  # how far below the least sureness a threshold lies at which all leave
 Quality = Callable[[Sequence[Any], Sequence[Any]], float | Sequence[float]]
 
 
@@ -77,12 +78,17 @@ def depths_at(sureness: Tensor, threshold: float, minimum: int = 1) -> Tensor:
 
 
 def proposals(sureness: Tensor, layers: int, minimum: int, count: int = 7) -> list[tuple[float, float]]:
-    """(threshold, mean depth), deepest first: thresholds from the ledger whose mean depths are spread over minimum..layers."""
+    """(threshold, mean depth), deepest first: thresholds from the ledger whose mean depths are spread over minimum..layers.
+
+    The last lies below all that was measured, so that every row leaves at once: a stream that is the same in all rows, as a prompt is,
+    has no threshold among its own values at which it does.
+    """
     values = sureness[..., :-1].flatten()
     values = values[~values.isnan()]
     if not len(values):
         return [(NEVER, float(layers))]
     grid = sorted({round(float(q), 6) for q in torch.quantile(values.double(), torch.linspace(0, 1, 65).double())})
+    grid.insert(0, round(grid[0] - BELOW, 6))
     found: dict[int, tuple[float, float]] = {}
     for threshold in grid:
         depth = depths_at(sureness, threshold, minimum).double()
