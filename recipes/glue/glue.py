@@ -16,7 +16,7 @@ from typing import Any
 
 from glue_data import TASKS, Encoded, parted, read
 from glue_judge import book, chosen, live, timed
-from glue_learn import EPOCHS, TUNED, School, full_answers, trained, tuned
+from glue_learn import EPOCHS, TUNINGS, School, full_answers, trained, tuned
 
 from exitwise import Engine
 from exitwise.bench import record
@@ -46,7 +46,7 @@ def school_for(given: argparse.Namespace) -> tuple[School, dict[str, Encoded]]:
         set_seed(given.seed)
         return AutoModelForSequenceClassification.from_pretrained(given.model, num_labels=len(task.labels))
 
-    return School(make, sets["train"], given.work / f"glue-{given.task}", given.epochs, given.reads, given.seed), sets
+    return School(make, sets["train"], given.work / f"glue-{given.task}", given.epochs, given.reads, given.seed, given.soup), sets
 
 
 def begun(folder: Path, asked: dict[str, Any]) -> None:
@@ -80,8 +80,6 @@ def measure(run: dict[str, Any], given: argparse.Namespace, school: School, sets
     tell(f"{given.task}: full depth scores {full['dev']:.2f} on dev, {full['calibration']:.2f} on the calibration rows")
     run["methods"], engines = {}, {}
     for name in EPOCHS:
-        if name == TUNED:
-            continue
         model, exits = trained(school, base, name)
         engines[name] = Engine(model, name, exits=exits)
         judged = school.folder / name / "judged.json"
@@ -117,6 +115,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("model", type=Path, help="folder of a pretrained encoder and its tokenizer")
     parser.add_argument("--task", choices=sorted(TASKS), default="sst2")
     parser.add_argument("--epochs", type=float, default=2.0, help="of the fine-tuning; exits take shares of it")
+    parser.add_argument("--soup", type=int, default=1, choices=range(1, len(TUNINGS) + 1), help="fine-tunings whose weights are averaged")
     parser.add_argument("--reads", default=AUTO, choices=(AUTO, *READS), help="what exits read: the first token, or the mean of all")
     parser.add_argument("--data", type=Path, default=Path(".data/glue"))
     parser.add_argument("--work", type=Path, default=Path(".data"))
@@ -125,10 +124,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     school, sets = school_for(given)
-    begun(school.folder, {"model": str(given.model), "epochs": given.epochs, "reads": given.reads, "seed": given.seed})
+    begun(school.folder, {"model": str(given.model), "epochs": given.epochs, "reads": given.reads, "seed": given.seed, "soup": given.soup})
     config = {
         "task": given.task,
         "epochs": given.epochs,
+        "soup": given.soup,
         "reads": given.reads,
         "keep": KEEP,
         "rows": {name: len(rows) for name, rows in sets.items()},

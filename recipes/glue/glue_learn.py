@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,34 @@ from exitwise import Engine, methods
 from exitwise.bench.schooling import AUTO, read_by
 from exitwise.heads import Exits
 from exitwise.train import Settings, train
+from exitwise.train.checkpoint import AVERAGE
 from exitwise.train.exits import Labelled, Learner
+from exitwise.train.schedules import Schedule
 
 ROWS = 32
 TUNED = "tuned"
-EPOCHS = {TUNED: 1.0, "deebert": 0.15, "fastbert": 0.15, "pabee": 0.25, "berxit": 0.2, "palbert": 0.1}  # times those of the fine-tuning
-RATES = {TUNED: 5e-5, "deebert": 1e-3, "fastbert": 1e-3, "pabee": 5e-5, "berxit": 5e-5, "palbert": 5e-5}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One fine-tuning. epochs: a multiple of what is asked for; average: see `train.Settings`."""
+
+    lr: float
+    epochs: float
+    schedule: Schedule
+    average: float = 0.0
+
+
+TUNINGS = (Tuning(5e-5, 0.8, "cosine", 0.999), Tuning(1e-4, 1.5, "linear"), Tuning(5e-5, 2.0, "linear"))
+EPOCHS = {"deebert": 0.15, "fastbert": 0.15, "pabee": 0.25, "berxit": 0.2, "palbert": 0.1}  # times those of the fine-tuning
+RATES = {"deebert": 1e-3, "fastbert": 1e-3, "pabee": 5e-5, "berxit": 5e-5, "palbert": 5e-5}
 DONE = "done.safetensors"
 
 
 @dataclass(frozen=True)
 class School:
     """What every stage is given: a maker of the untuned classifier, the rows to learn from, where to write, how often the fine-tuning sees
-    all rows, and what exits read (`schooling.read_by`)."""
+    all rows, what exits read (`schooling.read_by`), and how many fine-tunings are averaged."""
 
     make: Callable[[], nn.Module]
     rows: Encoded
@@ -36,14 +52,25 @@ class School:
     epochs: float
     reads: str = AUTO
     seed: int = 0
+    soup: int = 1
 
     def settings(self, stage: str) -> Settings:
-        """How long and how fast a stage learns: in steps, so that a busy machine changes nothing but the time."""
-        steps = max(1, round(self.epochs * EPOCHS[stage] * len(self.rows) / ROWS))
+        """How long and how fast a method's exits learn."""
+        return self._settings(stage, Tuning(RATES[stage], EPOCHS[stage], "cosine"))
+
+    def tunings(self) -> list[Settings]:
+        """The same of each fine-tuning."""
+        return [self._settings(f"{TUNED}-{number}", tuning) for number, tuning in enumerate(TUNINGS[: self.soup], start=1)]
+
+    def _settings(self, stage: str, tuning: Tuning) -> Settings:
+        """In steps, so that a busy machine changes nothing but the time."""
+        steps = max(1, round(self.epochs * tuning.epochs * len(self.rows) / ROWS))
         return Settings(
             self.folder / stage,
             steps=steps,
-            lr=RATES[stage],
+            lr=tuning.lr,
+            schedule=tuning.schedule,
+            average=tuning.average,
             warmup=steps // 10,
             betas=(0.9, 0.999),
             save_every_s=120.0,
@@ -56,11 +83,13 @@ class School:
         return Labelled(inputs, labels, step)
 
 
-def _kept(school: School, stage: str, module: nn.Module, learn: Callable[[Settings], object]) -> None:
-    """Trains a stage, or reads what it gave when it is done."""
-    done = school.folder / stage / DONE
+def _kept(settings: Settings, module: nn.Module, learn: Callable[[Settings], object]) -> None:
+    """Trains a stage, or reads what it gave when it is done; where the weights were averaged, the average."""
+    done = settings.folder / DONE
     if not done.exists():
-        learn(school.settings(stage))
+        learn(settings)
+        if settings.average:
+            load_model(module, str(settings.folder / AVERAGE))
         save_model(module, str(done) + ".part")
         Path(str(done) + ".part").replace(done)
     load_model(module, str(done))
@@ -74,12 +103,16 @@ def _plain(model: nn.Module, batch: Labelled) -> dict[str, Tensor]:
 
 
 def tuned(school: School) -> nn.Module:
-    """The classifier, fine-tuned as ever, but for its table of words: what it knows from much text holds for words unseen here."""
-    model: Any = school.make()
-    model.get_input_embeddings().requires_grad_(False)
-    _kept(school, TUNED, model, lambda settings: train(model, school.batch, _plain, settings))
-    tuned_one: nn.Module = model.requires_grad_(True)
-    return tuned_one
+    """The classifier, fine-tuned; of several fine-tunings from the same beginning, the mean of their weights (model soups, Wortsman et al.
+    2022, arXiv:2203.05482)."""
+    model, total = school.make(), dict[str, Tensor]()
+    for settings in school.tunings():
+        one = school.make()
+        _kept(settings, one, partial(train, one, school.batch, _plain))
+        for name, value in one.state_dict().items():
+            total[name] = value + total[name] if name in total else value.clone()
+    model.load_state_dict({name: value / school.soup if value.is_floating_point() else value for name, value in total.items()})
+    return model.eval()
 
 
 def trained(school: School, base: nn.Module, name: str) -> tuple[nn.Module, Exits]:
@@ -96,7 +129,7 @@ def trained(school: School, base: nn.Module, name: str) -> tuple[nn.Module, Exit
     exits.reads = read_by(Learner(base, engine.family, exits, frozen=True).eval(), school.batch(0).inputs, school.reads)
     objective: Any = method.objective
     saved: nn.Module = exits if method.frozen else learner
-    _kept(school, name, saved, lambda settings: train(learner, school.batch, objective, settings))
+    _kept(school.settings(name), saved, lambda settings: train(learner, school.batch, objective, settings))
     model.requires_grad_(True).eval()
     return model, exits.eval()
 

@@ -143,7 +143,8 @@ def model_folder(folder: Path) -> Path:
 
 
 def test_the_whole_way_and_a_second_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(glue_learn.RATES, glue_learn.TUNED, 1e-2)  # a random model learns from nothing
+    quick = (glue_learn.Tuning(1e-2, 1.0, "cosine", 0.5), glue_learn.Tuning(1e-2, 1.0, "linear"))  # a random model learns from nothing
+    monkeypatch.setattr(glue_learn, "TUNINGS", quick)
     dice = torch.Generator().manual_seed(0)
 
     def rows(count: int) -> str:
@@ -164,7 +165,7 @@ def test_the_whole_way_and_a_second_run_that_goes_on(tmp_path: Path, monkeypatch
         "--out",
         str(tmp_path / "out"),
     ]
-    arguments += ["--epochs", "1", "--repeats", "1"]
+    arguments += ["--epochs", "1", "--repeats", "1", "--soup", "2"]
     run = glue.main(arguments)
     assert set(run["methods"]) == {"deebert", "fastbert", "pabee", "berxit", "palbert"}
     assert run["summary"]["glue/sst2/full"] >= 80  # one word decides: a model that learnt nothing has 50
@@ -176,7 +177,7 @@ def test_the_whole_way_and_a_second_run_that_goes_on(tmp_path: Path, monkeypatch
     assert json.loads(kept.read_text())["status"] == "done"
     figures = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {"glue/sst2/full", "glue/sst2/macs_saved_at_99"} <= set(figures)
-    done = tmp_path / "work" / "glue-sst2" / "tuned" / "done.safetensors"
+    done = tmp_path / "work" / "glue-sst2" / "tuned-2" / "done.safetensors"
     written = done.stat().st_mtime_ns
     again = glue.main(arguments)
     assert done.stat().st_mtime_ns == written  # nothing was trained again
