@@ -88,7 +88,8 @@ def proposals(sureness: Tensor, layers: int, minimum: int, count: int = 7) -> li
     if not len(values):
         return [(NEVER, float(layers))]
     grid = sorted({round(float(q), 6) for q in torch.quantile(values.double(), torch.linspace(0, 1, 65).double())})
-    grid.insert(0, round(grid[0] - BELOW, 6))
+    if grid[0] >= BELOW:  # a threshold below 0 says nothing for a rule that counts
+        grid.insert(0, round(grid[0] - BELOW, 6))
     found: dict[int, tuple[float, float]] = {}
     for threshold in grid:
         depth = depths_at(sureness, threshold, minimum).double()

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..criteria import cosine
 from ..errors import FamilyError
 from .backbone import Backbone
 from .plan import SkipFFN
@@ -47,8 +47,8 @@ class Skipper:
             return x
         going = (~self.saturated).nonzero()[:, 0].to(x.device)
         after = lean.ffn(x.index_select(0, going))
-        cosine = F.cosine_similarity(x.index_select(0, going)[:, -1].float(), after[:, -1].float(), dim=-1)
+        alike = cosine(x.index_select(0, going)[:, -1].float(), after[:, -1].float())
         out = x.clone()
         out[going] = after
-        self.saturated[going.cpu()] = (cosine >= self.skip.threshold).cpu()
+        self.saturated[going.cpu()] = (alike >= self.skip.threshold).cpu()
         return out

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..criteria import Step, paper_schedule
+from ..criteria import Step, cosine, paper_schedule
 from ..errors import KnobError
 from ..heads import Exits
 from ..method import RANK, Knob, Method, Settings, reading_plan
@@ -51,7 +51,7 @@ def saturation(view: View) -> Tensor:
     """Cosine of the token's states before and after the layer, (rows,); 0 at the first layer, where nothing was computed before."""
     if view.at.layer == 1:
         return torch.zeros(len(view.token), device=view.token.device)
-    return F.cosine_similarity(view.before.float(), view.token.float(), dim=-1)
+    return cosine(view.before.float(), view.token.float())
 
 
 def classified(view: View) -> Tensor:
