@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "glue"))
 glue = pytest.importorskip("glue")
@@ -177,6 +178,11 @@ def test_the_whole_way_and_a_second_run_that_goes_on(tmp_path: Path, monkeypatch
     assert json.loads(kept.read_text())["status"] == "done"
     figures = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {"glue/sst2/full", "glue/sst2/macs_saved_at_99"} <= set(figures)
+    first = tmp_path / "work" / "glue-sst2" / "tuned-1"
+    taken, average, last = (load_file(first / f"{name}.safetensors") for name in ("done", "average", "model"))
+    assert all(torch.equal(taken[name], average[name]) for name in taken) and any(
+        not torch.equal(taken[name], last[name]) for name in taken
+    )
     done = tmp_path / "work" / "glue-sst2" / "tuned-2" / "done.safetensors"
     written = done.stat().st_mtime_ns
     again = glue.main(arguments)
