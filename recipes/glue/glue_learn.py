@@ -27,7 +27,7 @@ TUNED = "tuned"
 
 @dataclass(frozen=True)
 class Tuning:
-    """One fine-tuning. epochs: a multiple of what is asked for; average: see `train.Settings`."""
+    """One fine-tuning. epochs: a multiple of what is asked for; average: share of the steps over which weights are averaged, 0 for none."""
 
     lr: float
     epochs: float
@@ -35,7 +35,7 @@ class Tuning:
     average: float = 0.0
 
 
-TUNINGS = (Tuning(5e-5, 0.8, "cosine", 0.999), Tuning(1e-4, 1.5, "linear"), Tuning(5e-5, 2.0, "linear"))
+TUNINGS = (Tuning(5e-5, 0.8, "cosine", 0.32), Tuning(1e-4, 1.5, "linear"), Tuning(5e-5, 2.0, "linear"))
 EPOCHS = {"deebert": 0.15, "fastbert": 0.15, "pabee": 0.25, "berxit": 0.2, "palbert": 0.1}  # times those of the fine-tuning
 RATES = {"deebert": 1e-3, "fastbert": 1e-3, "pabee": 5e-5, "berxit": 5e-5, "palbert": 5e-5}
 DONE = "done.safetensors"
@@ -70,7 +70,7 @@ class School:
             steps=steps,
             lr=tuning.lr,
             schedule=tuning.schedule,
-            average=tuning.average,
+            average=max(0.0, 1 - 1 / (tuning.average * steps)) if tuning.average else 0.0,
             warmup=steps // 10,
             betas=(0.9, 0.999),
             save_every_s=120.0,
