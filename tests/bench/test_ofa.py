@@ -8,7 +8,7 @@ import torch
 from tests.models import ofa_files
 
 from exitwise.bench import __main__ as bench
-from exitwise.bench import loaded, ofa, speed
+from exitwise.bench import loaded, ofa, record, speed
 from exitwise.errors import InputError
 from exitwise.models.ofa import OFAConfig, OFAForConditionalGeneration
 
@@ -91,3 +91,19 @@ def test_a_promise_is_a_run_and_a_key_of_the_summary(tmp_path, monkeypatch):
     summary = {}
     bench.about_ofa(tmp_path, summary, 1)["ofa-load"]()
     assert summary == {"ofa/load_memory_ratio": 1.1} and len(list(tmp_path.glob("*-ofa-load_memory_ratio.json"))) == 1
+
+
+def test_a_figure_that_another_bench_wrote_meanwhile_stays(tmp_path, monkeypatch):
+    """The first step gives a; another process writes a anew during the second, which gives b: both stand, and a is the newer one."""
+
+    def steps(out, summary, *_):
+        def second():
+            record.summarise(out, {"a": 2.0})
+            summary["b"] = 3.0
+
+        return {"first": lambda: summary.update(a=1.0), "second": second}
+
+    monkeypatch.setattr(bench, "steps", steps)
+    monkeypatch.setattr(sys, "argv", ["bench", "--out", str(tmp_path)])
+    assert bench.main() == 0
+    assert record.summarise(tmp_path, {}) == {"a": 2.0, "b": 3.0}

@@ -80,15 +80,15 @@ def depths_at(sureness: Tensor, threshold: float, minimum: int = 1) -> Tensor:
 def proposals(sureness: Tensor, layers: int, minimum: int, count: int = 7) -> list[tuple[float, float]]:
     """(threshold, mean depth), deepest first: thresholds from the ledger whose mean depths are spread over minimum..layers.
 
-    The last lies below all that was measured, so that every row leaves at once: a stream that is the same in all rows, as a prompt is,
-    has no threshold among its own values at which it does.
+    Where all that was measured is above 0, the last lies below it, so that every row leaves at once: a stream that is the same in all
+    rows, as a prompt is, has no threshold among its own values at which it does, since rows leave strictly above one.
     """
     values = sureness[..., :-1].flatten()
     values = values[~values.isnan()]
     if not len(values):
         return [(NEVER, float(layers))]
     grid = sorted({round(float(q), 6) for q in torch.quantile(values.double(), torch.linspace(0, 1, 65).double())})
-    if grid[0] >= BELOW:  # a threshold below 0 says nothing for a rule that counts
+    if grid[0] >= BELOW:  # below 0, rules that count allow none
         grid.insert(0, round(grid[0] - BELOW, 6))
     found: dict[int, tuple[float, float]] = {}
     for threshold in grid:
