@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from exitwise.criteria import Drawn, Fixed, Saturation, Step, paper_schedule, released_schedule, similarity
+from exitwise.criteria import Drawn, Fixed, Saturation, Step, paper_schedule, released_schedule, similarities, similarity, single
 from exitwise.errors import DepthError, KnobError
+from exitwise.reading import Reading
 
 DICE = torch.Generator().manual_seed(0)
 
@@ -42,7 +43,7 @@ def test_rows_are_judged_one_by_one():
 
 def test_the_comparison_is_strict():
     rule = Saturation(0.5)
-    assert rule.leaves(torch.tensor([0.5, 0.50001]), Step(1, 4), [0, 1]).tolist() == [False, True]
+    assert rule.leaves([0.5, 0.50001], Step(1, 4), [0, 1]) == [False, True]
 
 
 def test_one_means_never_whatever_rounding_does():
@@ -90,3 +91,24 @@ def test_drawn_depths_follow_their_weights_and_repeat_with_the_seed():
 def test_a_threshold_outside_its_range_is_refused(bad):
     with pytest.raises(KnobError, match="range"):
         Saturation(bad)
+
+
+def test_a_single_vector_is_measured_as_in_a_batch() -> None:
+    """Three products in place of the cosine's operations: the same number to float32's rounding of 576 terms, and zeros are no ground to
+    divide by."""
+    dice = torch.Generator().manual_seed(0)
+    before, after = (torch.randn(8, 1, 576, generator=dice) for _ in range(2))
+    after = before + 0.1 * after
+    batch = similarity(before, after)
+    alone = [similarities(before[i : i + 1], after[i : i + 1])[0] for i in range(8)]
+    assert alone == pytest.approx(batch.tolist(), abs=1e-6)
+    assert similarities(before[:1] * 0, after[:1]) == [0.0]
+    assert similarities(before[:1].bfloat16(), after[:1].bfloat16()) == similarity(before[:1].bfloat16(), after[:1].bfloat16()).tolist()
+
+
+def test_a_threshold_that_was_measured_equals_itself() -> None:
+    """A measurement is float32; a threshold of 0.7 is not one, and as a number of the host it lies above float32's 0.7."""
+    measured = similarity(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.7, (1 - 0.7**2) ** 0.5]]]))
+    assert measured.tolist() == [single(0.7)] and single(0.7) != 0.7
+    assert Saturation(0.7).leaves(measured.tolist(), Step(1, 4), [0]) == [False]
+    assert Reading(lambda view: view.token, 0.7, strict=False).leaves([single(0.7)], Step(1, 4), [0]) == [True]

@@ -22,9 +22,9 @@ def test_a_sentence_that_everybody_knows() -> None:
         pytest.skip(f"Whisper tiny.en is not in {FOLDER} (EXITWISE_SPEECH_MODEL names another folder), or {CLIP} is not there")
     heard, clip = speech.load(FOLDER), clips.read(CLIP)
     states = heard.states(clip)
-    want = heard.model.generate(encoder_outputs=states, return_dict_in_generate=True).sequences
+    want = heard.model.generate(encoder_outputs=states, max_new_tokens=64, return_dict_in_generate=True).sequences
     assert metrics.wer([heard.text(want[0].tolist())], [speech.KNOWN["jfk"]]) == 0.0
     for engine in (Engine(heard.model, "never"), Engine(heard.model, "layerskip", depth=3, drafts=3)):
-        out = engine.generate(encoder_outputs=states)
+        out = engine.generate(encoder_outputs=states, max_new_tokens=64)
         assert torch.equal(out.sequences, want) and out.drafts is not None
     assert out.drafts.accepted > 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .criteria import Step
+from .criteria import Step, single
 from .errors import InputError, KnobError
 from .heads import Said
 
@@ -89,16 +89,16 @@ class Reading:
     def may_leave(self, at: Step) -> bool:
         return (self.remembers or self.minimum <= at.layer) and at.layer < at.layers
 
-    def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> Tensor:
+    def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> list[float]:
         raise KnobError(
             "This method reads answers, so that a pair of states does not say how sure it is. Calibrate it by `Engine.calibrate`."
         )
 
-    def leaves(self, sureness: Tensor, at: Step, rows: Sequence[int]) -> Tensor:
-        limit = self.decay(self.threshold, at)
+    def leaves(self, sureness: Sequence[float], at: Step, rows: Sequence[int]) -> list[bool]:
+        limit = single(self.decay(self.threshold, at))
         if at.layer < self.minimum:
-            return torch.zeros_like(sureness, dtype=torch.bool)
-        return sureness > limit if self.strict else sureness >= limit
+            return [False] * len(sureness)
+        return [sure > limit or (sure == limit and not self.strict) for sure in sureness]
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ class Hindsight:
     def may_leave(self, at: Step) -> bool:
         return False
 
-    def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> Tensor:
+    def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> list[float]:
         raise KnobError("An oracle has no sureness and no threshold: there is nothing to record or to calibrate.")
 
-    def leaves(self, sureness: Tensor, at: Step, rows: Sequence[int]) -> Tensor:
+    def leaves(self, sureness: Sequence[float], at: Step, rows: Sequence[int]) -> list[bool]:
         raise AssertionError("hindsight is never asked on the way")
 
 

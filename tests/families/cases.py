@@ -112,10 +112,10 @@ class Table:
     def may_leave(self, at: Any) -> bool:
         return True
 
-    def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> Tensor:
+    def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> list[float]:
         raise AssertionError("nothing is measured where every depth is known")
 
-    def leaves(self, sureness: Tensor, at: Any, rows: Sequence[int]) -> Tensor:
+    def leaves(self, sureness: Sequence[float], at: Any, rows: Sequence[int]) -> list[bool]:
         raise AssertionError("nothing is asked where every depth is known")
 
 

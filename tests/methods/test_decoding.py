@@ -36,8 +36,8 @@ def test_both_decays_by_hand() -> None:
     rule = methods.load("calm").plan({**methods.load("calm").settings({}), "decoder": 0.8}, {"decoder": 4}).rules["decoder"]
     assert isinstance(rule, Reading)
     sure = torch.tensor([0.7336, 0.7335])
-    assert rule.leaves(sure, Step(1, 4, 5, 10), [0, 1]).tolist() == [True, False]
-    assert Reading(calm.gap, 0.5, strict=False).leaves(torch.tensor([0.5]), Step(1, 4), [0]).item()  # at the threshold it leaves
+    assert rule.leaves(sure.tolist(), Step(1, 4, 5, 10), [0, 1]) == [True, False]
+    assert Reading(calm.gap, 0.5, strict=False).leaves([0.5], Step(1, 4), [0]) == [True]  # at the threshold it leaves
 
 
 def reference(engine: Engine, inputs: dict[str, Tensor], tokens: Tensor) -> tuple[list[list[int]], Tensor]:

@@ -75,7 +75,7 @@ def test_each_depth_of_a_sorted_model_has_its_threshold() -> None:
 
     rule: Any = Engine(made("llama")[0], "soft", decoder=0.9, fall=0.6, every=1, minimum=1).plan().rules["decoder"]
     for depth, limit in ((1, 0.9), (2, 0.7), (3, 0.5)):
-        assert rule.leaves(torch.tensor([limit - 1e-3, limit + 1e-3]), Step(depth, 4), [0, 1]).tolist() == [False, True]
+        assert rule.leaves([limit - 1e-3, limit + 1e-3], Step(depth, 4), [0, 1]) == [False, True]
 
 
 @pytest.mark.parametrize("first, second, want", [((8, 2), (2, 4), 0.633), ((20, 2), (4, 2), 0.833), ((3, 2), (2, 3), 0.433)])

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..criteria import Fixed, Step
+from ..criteria import Step, similarities
 from ..engine import Engine
 from ..method import Method
 from ..models.ofa import OFAConfig, OFAForConditionalGeneration
@@ -41,15 +41,12 @@ class Asked:
     def may_leave(self, at: Step) -> bool:
         return at.layer < at.layers
 
-    def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> Tensor:
-        return Fixed(1).sureness(before, after, mask)
+    def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> list[float]:
+        return similarities(before, after, mask=mask)
 
-    def leaves(self, sureness: Tensor, at: Step, rows: Sequence[int]) -> Tensor:
-        """The measured cosine is compared, and so waited for, with a limit that lets go, or holds, whatever it is."""
-        limits = [-2.0 if self.wanted[row % len(self.wanted)] <= at.layer else 2.0 for row in rows]
-        if len(set(limits)) == 1:  # one number, as the threshold of a real rule is
-            return sureness > limits[0]
-        return sureness > torch.tensor(limits, device=sureness.device)
+    def leaves(self, sureness: Sequence[float], at: Step, rows: Sequence[int]) -> list[bool]:
+        """The measured cosine is compared with a limit that lets go, or holds, whatever it is."""
+        return [sure > (-2.0 if self.wanted[row % len(self.wanted)] <= at.layer else 2.0) for sure, row in zip(sureness, rows, strict=True)]
 
 
 def base_model(seed: int = 0) -> OFAForConditionalGeneration:

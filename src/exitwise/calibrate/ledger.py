@@ -155,8 +155,8 @@ class _Recorded(Fixed):
         super().__init__(depth)
         object.__setattr__(self, "rule", rule)
 
-    def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> Tensor:
-        out: Tensor = self.rule.sureness(before, after, mask)  # type: ignore[attr-defined]
+    def sureness(self, before: Tensor, after: Tensor, mask: Tensor | None) -> list[float]:
+        out: list[float] = self.rule.sureness(before, after, mask)  # type: ignore[attr-defined]
         return out
 
 

@@ -9,12 +9,12 @@ depth's threshold; the thresholds of the paper's 13B model fall from 0.95 to 0.7
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..criteria import Step
+from ..criteria import Step, single
 from ..errors import KnobError
 from ..lm.drafting import certainty
 from ..lm.stair import POLICIES
@@ -38,8 +38,9 @@ class Sorted(Reading):
     def may_leave(self, at: Step) -> bool:
         return super().may_leave(at) and at.layer % self.every == 0
 
-    def leaves(self, sureness: Tensor, at: Step, rows: object) -> Tensor:
-        return sureness > self.threshold - self.fall * (at.layer - self.minimum) / max(1, at.layers - self.minimum)
+    def leaves(self, sureness: Sequence[float], at: Step, rows: object) -> list[bool]:
+        limit = single(self.threshold - self.fall * (at.layer - self.minimum) / max(1, at.layers - self.minimum))
+        return [sure > limit for sure in sureness]
 
 
 def plan(settings: Settings, layers: Mapping[str, int]) -> Plan:

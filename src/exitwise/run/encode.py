@@ -113,14 +113,14 @@ class Walker:
         sure = None
         if self.sure is not None and not (isinstance(self.rule, Reading) and at.layer == at.layers):
             sure = self._measure(before, after, at)
-            self.sure[self.rows, at.layer - 1] = sure.float().cpu()
+            self.sure[self.rows, at.layer - 1] = torch.tensor(sure, dtype=torch.float32)
         if at.layer == at.layers:
             return [True] * len(self.rows)
         if self.foretold is not None:
             return [self.foretold[r] <= at.layer for r in self.rows]
         if not self.rule.may_leave(at):
             return [False] * len(self.rows)
-        leave: list[bool] = self.rule.leaves(self._measure(before, after, at) if sure is None else sure, at, self.rows).tolist()
+        leave: list[bool] = self.rule.leaves(self._measure(before, after, at) if sure is None else sure, at, self.rows)
         return _in_groups(leave, min(self.group, len(leave)))
 
     def _own_mask(self) -> Tensor | None:
@@ -129,16 +129,16 @@ class Walker:
             return self.mask
         return self.mask.index_select(0, torch.tensor(self.rows, device=self.mask.device))
 
-    def _measure(self, before: Tensor, after: Tensor, at: Step) -> Tensor:
+    def _measure(self, before: Tensor, after: Tensor, at: Step) -> list[float]:
         if self.session.plan.pooled and not isinstance(self.rule, Reading):
             # the tokens of all rows as those of a single one; nothing is left out, pads neither
-            one = self.rule.sureness(before.flatten(0, 1)[None], after.flatten(0, 1)[None], None)
-            return one.expand(len(self.rows))
+            return self.rule.sureness(before.flatten(0, 1)[None], after.flatten(0, 1)[None], None) * len(self.rows)
         mask = self._own_mask()
         if not isinstance(self.rule, Reading):
             return self.rule.sureness(before, after, mask)
         self.view = self._view(before, after, at, mask)
-        return self.rule.measure(self.view)
+        measured: list[float] = self.rule.measure(self.view).tolist()
+        return measured
 
     def _view(self, before: Tensor, after: Tensor, at: Step, mask: Tensor | None) -> View:
         candidates = self.session.plan.candidates if self.stack.kind == "decoder" else None
