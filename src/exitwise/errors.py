@@ -10,7 +10,8 @@ ExitwiseError
 ├── FingerprintError  exits that were saved for another model
 ├── CalibrationError  a calibration that cannot be made from the data given
 ├── InputError        an image, a text or a row of data that cannot be used
-└── CheckpointError   a file of weights or settings that does not fit
+├── CheckpointError   a file of weights or settings that does not fit
+└── BuildError        a kernel that could not be compiled here
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ class InputError(ExitwiseError, ValueError):
 
 class CheckpointError(ExitwiseError, ValueError):
     """A file of weights or settings that does not fit the model."""
+
+
+class BuildError(ExitwiseError, RuntimeError):
+    """A kernel that could not be compiled on this machine."""
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> UnknownName:

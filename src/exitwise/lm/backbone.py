@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ..errors import CacheError, FamilyError
 from ..run.cache import CrossLayer, Filled
 from ..run.walk import split_output
-from ..stack import Family
+from ..stack import Family, reach
 from ..trace import Trace
-from .lean import Lean, filled_up, lean_of, rotary
+from .few import MOST, Kernel, kernel
+from .lean import Lean, filled_up, lean_of, plain, rotary
 from .source import Both, Source
 from .store import Span, Store
 
@@ -70,6 +71,7 @@ class Backbone:
         self.leans: list[Lean | None] = [None] * len(self.layers)
         if lean:
             self.leans = [self._checked(i) for i in range(len(self.layers))]
+        self._quick = self._quick_head() if lean else None
 
     @property
     def depth(self) -> int:
@@ -121,10 +123,46 @@ class Backbone:
         assert self.family.readout is not None
         self.trace.head_calls += 1
         rows, tokens, width = states.shape
-        flat = filled_up(states.reshape(-1, width))
+        flat = states.reshape(-1, width)
+        if self._quick is not None and flat.shape[0] <= MOST:
+            return self._quick(flat).view(rows, tokens, -1)
+        flat = filled_up(flat)
         if len(flat) == rows * tokens:
             return self.family.readout(self.model, states)
         return self.family.readout(self.model, flat[:, None])[: rows * tokens].view(rows, tokens, -1)
+
+    def head(self) -> tuple[nn.Module, nn.Linear] | None:
+        """(the final norm, the head), by reference; None where the read-out is not, as far as its family tells, a norm and one matrix."""
+        model: Any = self.model
+        found = model.get_output_embeddings()
+        norm = None if self.language.norm is None else reach(model, self.language.norm)
+        if norm is None or found is None or getattr(found, "bias", None) is not None or found.weight.shape[1] != norm.weight.shape[-1]:
+            return None
+        return norm, found
+
+    def _quick_head(self) -> Callable[[Tensor], Tensor] | None:
+        """The read-out of few flat states by the kernel, if that is what the family's gives."""
+        parts, ours = self.head(), kernel()
+        if ours is None or parts is None or not all(plain(part) for part in parts) or not Kernel.takes(parts[1].weight):
+            return None
+        norm, weight = parts[0], parts[1].weight.detach()
+
+        def read(states: Tensor) -> Tensor:
+            return ours(norm(states), weight)
+
+        if parts[1] not in _AGREE:
+            _AGREE[parts[1]] = self._reads(read)
+        return read if _AGREE[parts[1]] else None
+
+    @torch.no_grad()
+    def _reads(self, read: Callable[[Tensor], Tensor]) -> bool:
+        """Whether this is the family's read-out: of two states of unlike size, so that a cap on logits shows."""
+        assert self.family.readout is not None
+        model: Any = self.model
+        width = model.get_output_embeddings().weight.shape[1]
+        states = torch.randn(2, width, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [30.0]])
+        want = self.family.readout(self.model, states[:, None])[:, 0]
+        return bool(torch.allclose(read(states), want, rtol=CLOSE, atol=CLOSE * float(want.abs().amax())))
 
     def counted(self, head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """A head that reads the whole vocabulary beside `readout`: its calls are calls of the head too."""
@@ -139,7 +177,9 @@ class Backbone:
         """States (rows, tokens, width) through one layer."""
         self.count(states)
         ours = self.leans[layer]
-        return ours(states, span, store, aids, mask) if ours is not None else self._own(layer, states, _Visit(store, span), aids, mask)
+        if ours is not None:
+            return ours(states, span, store, aids, mask, self.window(layer))
+        return self._own(layer, states, _Visit(store, span), aids, mask)
 
     def fill(self, layer: int, states: Tensor, span: Span, store: Store, aids: dict[str, Any]) -> None:
         """Only the keys and values of these states."""
@@ -201,7 +241,8 @@ class Backbone:
                 span = Span(None, (start,), stop - start, weight.device)
                 part = states[:, start:stop]
                 try:
-                    outs.append(run(part, span, store, self.aids(part, span)(layer), span.mask(part.dtype, self.window(layer))))
+                    aids, window = self.aids(part, span)(layer), self.window(layer)
+                    outs.append(run(part, span, store, aids, span.mask(part.dtype, window), window))
                 except (RuntimeError, KeyError, TypeError, ValueError):
                     return False  # not of this form after all
             both.append(torch.cat(outs, 1))

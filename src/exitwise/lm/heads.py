@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import FamilyError, InputError, KnobError
-from ..stack import reach
 from .backbone import Backbone
 from .stair import Stair
 
@@ -20,12 +19,12 @@ from .stair import Stair
 def normed(backbone: Backbone) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """(the final norm, the head's weight (vocabulary, width)), both by reference. Raises FamilyError where the family does not tell
     them."""
-    model: Any = backbone.model
-    head = model.get_output_embeddings()
-    norm = None if backbone.language.norm is None else reach(model, backbone.language.norm)
-    projected = head is not None and norm is not None and head.weight.shape[1] != norm.weight.shape[-1]
-    if norm is None or head is None or projected or getattr(head, "bias", None) is not None:
-        raise FamilyError(f"The head of {type(model).__name__} is not a norm and one matrix, so that no part of it can be read alone.")
+    found = backbone.head()
+    if found is None:
+        raise FamilyError(
+            f"The head of {type(backbone.model).__name__} is not a norm and one matrix, so that no part of it can be read alone."
+        )
+    norm, head = found
     return norm, head.weight
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .few import MOST, Kernel, kernel
 from .store import Span, Store
 
 Norm = Callable[[Tensor], Tensor]
@@ -60,17 +61,25 @@ def filled_up(states: Tensor) -> Tensor:
 
 
 class Map:
-    """A linear map of flat states (tokens, width), on the module's own weight."""
+    """A linear map of flat states (tokens, width), on the module's own weight; of few tokens by the kernel, where there is one."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        self.turned, self.bias = linear.weight.detach().t(), None if linear.bias is None else linear.bias.detach()
+        self.weight, self.bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
+        self.turned = self.weight.t()
+        self.kernel: Kernel | None = kernel() if Kernel.takes(self.weight) else None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and x.shape[0] <= MOST:
+            out = self.kernel(x, self.weight)
+            return out if self.bias is None else out.add_(self.bias)
         return torch.mm(x, self.turned) if self.bias is None else torch.addmm(self.bias, x, self.turned)
 
     def onto(self, states: Tensor, x: Tensor) -> Tensor:
         """The states with the map of x added."""
-        out = torch.addmm(states, x, self.turned)
+        if self.kernel is not None and x.shape[0] <= MOST:
+            out = self.kernel(x, self.weight, states)
+        else:
+            out = torch.addmm(states, x, self.turned)
         return out if self.bias is None else out.add_(self.bias)
 
 
@@ -95,11 +104,11 @@ class Lean:
     width: int
     scale: float
 
-    def __call__(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any], mask: Tensor | None) -> Tensor:
-        """(rows, tokens, width) after the layer; keys and values go to the store."""
-        return self.ffn(self.attention(states, span, store, aids, mask))
+    def __call__(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any], mask: Tensor | None, window: int | None) -> Tensor:
+        """(rows, tokens, width) after the layer; keys and values go to the store. mask: the window's, which the kernel needs not."""
+        return self.ffn(self.attention(states, span, store, aids, mask, window))
 
-    def attention(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any], mask: Tensor | None) -> Tensor:
+    def attention(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any], mask: Tensor | None, window: int | None) -> Tensor:
         """The states after attention, the residual added."""
         rows, tokens, width = states.shape
         flat = states.reshape(-1, width)
@@ -107,6 +116,10 @@ class Lean:
         query, keys = self.q(x).view(rows, tokens, -1, self.width), self.k(x).view(rows, tokens, -1, self.width)
         if self.q_norm is not None and self.k_norm is not None:
             query, keys = self.q_norm(query), self.k_norm(keys)
+        if self.k.kernel is not None and Kernel.looks(span, self.width):
+            value = self.v(x).view(rows, tokens, -1, self.width)
+            out = self.k.kernel.attend((query, keys, value), aids["rotary"], span, store, window, self.scale)
+            return self._added(flat, self.o, out.view(rows * tokens, -1), self.attn_after).view(rows, tokens, width)
         heads, (cos, sin) = query.shape[2], aids["rotary"]
         both = torch.cat((query, keys), 2)
         both = torch.addcmul(both * cos, both.roll(self.width // 2, -1), sin).transpose(1, 2)
@@ -127,7 +140,7 @@ class Lean:
     def ffn(self, states: Tensor) -> Tensor:
         """The states after the feed-forward net, the residual added."""
         own = states.reshape(-1, states.shape[-1])
-        flat = filled_up(own)
+        flat = own if self.gate.kernel is not None else filled_up(own)
         x = self.ffn_norm(flat)
         out = self._added(flat, self.down, self.act(self.gate(x)).mul_(self.up(x)), self.ffn_after)
         return (out if flat is own else out[: len(own)]).view(states.shape)
@@ -160,10 +173,15 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sca
     return F.scaled_dot_product_attention(joined, keys, values, attn_mask=mask, scale=scale).view(rows, heads, tokens, width)
 
 
+def plain(module: nn.Module) -> bool:
+    """Whether nothing listens to the module or stands in its place, nor in what it is made of."""
+    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in module.modules())
+
+
 def lean_of(layer: Any) -> Lean | None:
     """The layer's parts, if it has the form and is in float32; None otherwise, and if it trains, is hooked, or has more than plain linear
     maps in it."""
-    if layer.training or any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in layer.modules()):
+    if layer.training or not plain(layer):
         return None
     attn, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     linears = [getattr(attn, n, None) for n in ("q_proj", "k_proj", "v_proj", "o_proj")]

@@ -38,7 +38,7 @@ class Skipper:
         lean = self.backbone.leans[layer]
         assert lean is not None
         self.backbone.count(states)
-        x = lean.attention(states, span, store, aids, mask)
+        x = lean.attention(states, span, store, aids, mask, self.backbone.window(layer))
         bottom, top = self.skip.cold
         if self.warm or layer < bottom or layer >= self.backbone.depth - top:
             return lean.ffn(x)

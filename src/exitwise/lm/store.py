@@ -54,6 +54,11 @@ class Span:
         return starts[:, None] + torch.arange(self.tokens, device=self.device)
 
     @cached_property
+    def first(self) -> Tensor:
+        """(rows,) slot of each row's first token."""
+        return torch.tensor(self.starts)
+
+    @cached_property
     def slots(self) -> Tensor:
         """(rows, tokens) slots that are written."""
         return self.positions.expand(len(self.starts), -1)
@@ -96,6 +101,7 @@ class Store:
         self.filled = 0  # one past the last slot that any row has written
         self._last: tuple[int, ...] | None = None  # the rows that were read last
         self._found: tuple[tuple[int, ...] | None, slice | Tensor] | None = None
+        self._line: Tensor | None = None  # all places, in order
 
     def write(self, span: Span, keys: Tensor, values: Tensor) -> None:
         """Put (rows of the span, heads, tokens, width) where the span says. Raises CacheError for another dtype than was put before."""
@@ -121,6 +127,16 @@ class Store:
         if isinstance(where, slice):
             return self.keys[where, :, : span.end], self.values[where, :, : span.end]
         return self.keys[:, :, : span.end].index_select(0, where), self.values[:, :, : span.end].index_select(0, where)
+
+    def lie_open(self, span: Span, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(keys, values, place of each row of the span) as they lie, with room for what the span brings: to be written by the caller."""
+        self.keys, self.values = self._fit(self.keys, span, keys), self._fit(self.values, span, values)
+        self.filled, where = max(self.filled, span.end), self._where(span)
+        if isinstance(where, Tensor):
+            return self.keys, self.values, where
+        if self._line is None or len(self._line) != self.rows:
+            self._line = torch.arange(self.rows)
+        return self.keys, self.values, self._line[where]
 
     def copy(self, other: Store, row: int, slots: list[int]) -> None:
         """Take these slots of a row from another layer of the same shape."""

@@ -1,0 +1,262 @@
+// What a layer does with few tokens, in float32: products with a matrix at the price of reading it once, and attention where keys and values
+// lie. Compiled by few.py, called through ctypes. Numbers of a token are the same, bit by bit, with whichever tokens it comes, and on
+// however many threads: the order of additions depends on the width of a product alone, and on the slots that a token looks at.
+//
+// Products. Each thread has its share of the matrix's rows and walks them a few at a time; of each it reads 16 numbers and multiplies them with those
+// of every token, which stay in the first cache because the width is taken in pieces. At most 16 sums are under way, each a vector of 16
+// parts; they are folded together, all at once, into one vector with a sum in each lane.
+//
+// Attention. Each thread has some of the pairs of a row and a head. Queries and keys are turned to their positions, keys and values written
+// to their slots, and each query looks at the slots up to its own: sixteen products with keys at once, exponentials in lanes, and the sum
+// of the values.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int LANES = 16;
+constexpr int64_t PIECE = 640;  // of the width: 16 tokens of it are 40 KiB
+constexpr int MOST_WIDTH = 512;  // of a head
+
+typedef float Lanes __attribute__((vector_size(4 * LANES)));
+
+struct Job {
+  const float* matrix;  // (rows, width)
+  const float* tokens;  // (count, width)
+  const float* onto;    // (count, rows), what the first piece is added to, or none
+  float* out;           // (count, rows)
+  int64_t rows, width;
+};
+
+inline Lanes take(const float* from, int64_t some = LANES) {
+  Lanes lanes{};
+  std::memcpy(&lanes, from, some * sizeof(float));
+  return lanes;
+}
+
+#define MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+
+inline Lanes fold8(Lanes a, Lanes b) {
+  return MIX(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+         MIX(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+
+inline Lanes fold4(Lanes a, Lanes b) {
+  return MIX(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+         MIX(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+}
+
+inline Lanes fold2(Lanes a, Lanes b) {
+  return MIX(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+         MIX(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+}
+
+inline Lanes fold1(Lanes a, Lanes b) {
+  return MIX(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+         MIX(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+}
+
+// Lane i of the result is the sum of all lanes of parts[i].
+inline Lanes folded(Lanes* parts) {
+  for (int i = 0; i < 8; i++) parts[i] = fold8(parts[i], parts[i + 8]);
+  for (int i = 0; i < 4; i++) parts[i] = fold4(parts[i], parts[i + 4]);
+  for (int i = 0; i < 2; i++) parts[i] = fold2(parts[i], parts[i + 2]);
+  return fold1(parts[0], parts[1]);
+}
+
+// One piece of the width, [start, stop), of the matrix's rows [row, end), ROWS at a time, for COUNT tokens.
+template <int COUNT, int ROWS>
+void piece(const Job& job, int64_t start, int64_t stop, int64_t row, int64_t end) {
+  static_assert(COUNT * ROWS <= LANES, "a vector holds no more sums");
+  const int64_t width = job.width, whole = start + (stop - start) / LANES * LANES;
+  const float* onto = start ? job.out : job.onto;
+  for (; row + ROWS <= end; row += ROWS) {
+    const float* here = job.matrix + row * width;
+    Lanes parts[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) parts[i] = Lanes{};
+    for (int64_t at = start; at < whole; at += LANES) {
+      Lanes matrix[ROWS];
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; r++) {
+        matrix[r] = take(here + r * width + at);
+        __builtin_prefetch(here + (r + ROWS) * width + at, 0, 3);
+      }
+#pragma GCC unroll 16
+      for (int t = 0; t < COUNT; t++) {
+        const Lanes token = take(job.tokens + t * width + at);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++) parts[t * ROWS + r] += matrix[r] * token;
+      }
+    }
+    if (whole < stop)
+      for (int t = 0; t < COUNT; t++)
+        for (int r = 0; r < ROWS; r++)
+          parts[t * ROWS + r] += take(here + r * width + whole, stop - whole) * take(job.tokens + t * width + whole, stop - whole);
+    const Lanes sums = folded(parts);
+#pragma GCC unroll 16
+    for (int t = 0; t < COUNT; t++)
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; r++) {
+        const int64_t place = t * job.rows + row + r;
+        job.out[place] = onto ? onto[place] + sums[t * ROWS + r] : sums[t * ROWS + r];
+      }
+  }
+  if constexpr (ROWS > 1)
+    if (row < end) piece<COUNT, 1>(job, start, stop, row, end);
+}
+
+template <int COUNT, int ROWS>
+void product(const Job& job, int threads) {
+  const int64_t pieces = (job.width + PIECE - 1) / PIECE;
+  const int64_t step = ((job.width + pieces - 1) / pieces + LANES - 1) / LANES * LANES;
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+    const int64_t from = job.rows * me / all, to = job.rows * (me + 1) / all;
+    for (int64_t start = 0; start < job.width; start += step)
+      piece<COUNT, ROWS>(job, start, start + step < job.width ? start + step : job.width, from, to);
+  }
+}
+
+// e to the x for x <= 0, to float32's rounding; 0 below -87. By 2^n 2^f, f in [-1/2, 1/2], with f's series to the seventh term.
+inline Lanes exponential(Lanes x) {
+  typedef int32_t Whole __attribute__((vector_size(4 * LANES)));
+  const Lanes shift = Lanes{} + 12582912.0f, power = x * 1.44269504f, n = (power + shift) - shift;
+  const Lanes f = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Lanes sum = f * (1.0f / 5040) + 1.0f / 720;
+  for (float term : {1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1.0f, 1.0f}) sum = sum * f + term;
+  const Whole scale = (__builtin_convertvector(n, Whole) + 127) << 23;
+  Lanes two;
+  std::memcpy(&two, &scale, sizeof two);
+  const Whole kept = x > -87.0f, bits = kept & (Whole)(sum * two);
+  Lanes out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
+struct Look {
+  const float *queries, *keys, *values;  // (rows, tokens, heads, width), (rows, tokens, groups, width) twice
+  const float *cosine, *sine;            // (rows or 1, tokens, width): x cosine + (x rolled by half) sine is x turned
+  float *held_keys, *held_values;        // (places, groups, slots, width)
+  float* out;                            // (rows, tokens, heads, width)
+  const int64_t *starts, *places;        // of each row: slot of its first token, and where it lies
+  int64_t rows, tokens, heads, groups, width, slots, window, own;  // window: slots that are looked at; own: whether each row has its turn
+  float scale;
+};
+
+inline void turned(const Look& look, int64_t row, int64_t token, const float* from, float* to, float times) {
+  const int64_t half = look.width / 2, at = ((look.own ? row * look.tokens : 0) + token) * look.width;
+  for (int64_t i = 0; i < look.width; i++)
+    to[i] = (from[i] * look.cosine[at + i] + from[i < half ? i + half : i - half] * look.sine[at + i]) * times;
+}
+
+// Keys and values of the new tokens of a row go to their slots, for one group of heads.
+void written(const Look& look, int64_t row, int64_t group) {
+  float* keys = look.held_keys + (look.places[row] * look.groups + group) * look.slots * look.width;
+  float* values = look.held_values + (look.places[row] * look.groups + group) * look.slots * look.width;
+  for (int64_t token = 0; token < look.tokens; token++) {
+    const int64_t from = ((row * look.tokens + token) * look.groups + group) * look.width, to = (look.starts[row] + token) * look.width;
+    turned(look, row, token, look.keys + from, keys + to, 1.0f);
+    std::memcpy(values + to, look.values + from, look.width * sizeof(float));
+  }
+}
+
+// What one head of a row gives for each of its tokens. VECTORS: of a head's width, 0 where it is only known now. scores: room for all
+// slots, and a vector more.
+template <int VECTORS>
+void attended(const Look& look, int64_t row, int64_t head, float* scores) {
+  const int64_t group = head / (look.heads / look.groups), width = look.width, vectors = VECTORS ? VECTORS : width / LANES;
+  const float* keys = look.held_keys + (look.places[row] * look.groups + group) * look.slots * width;
+  const float* values = look.held_values + (look.places[row] * look.groups + group) * look.slots * width;
+  alignas(64) float query[MOST_WIDTH];
+  for (int64_t token = 0; token < look.tokens; token++) {
+    const int64_t place = ((row * look.tokens + token) * look.heads + head) * width;
+    const int64_t end = look.starts[row] + token + 1, first = std::max<int64_t>(0, end - look.window), count = end - first;
+    turned(look, row, token, look.queries + place, query, look.scale);
+    Lanes most = Lanes{} - 3.0e38f;
+    for (int64_t slot = 0; slot < count; slot += LANES) {
+      Lanes parts[LANES];
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; i++) {
+        parts[i] = Lanes{};
+        const float* key = keys + (first + std::min(slot + i, count - 1)) * width;  // beyond the last slot: the last again
+#pragma GCC unroll 16
+        for (int64_t v = 0; v < vectors; v++) parts[i] += take(query + v * LANES) * take(key + v * LANES);
+      }
+      const Lanes found = folded(parts);
+      most = found > most ? found : most;
+      std::memcpy(scores + slot, &found, sizeof found);
+    }
+    float top = most[0];
+    for (int i = 1; i < LANES; i++) top = std::max(top, most[i]);
+    Lanes total{};
+    for (int64_t slot = 0; slot < count; slot += LANES) {
+      Lanes found = exponential(take(scores + slot) - top);
+      for (int64_t i = count - slot; i < LANES; i++) found[i] = 0.0f;
+      total += found;
+      std::memcpy(scores + slot, &found, sizeof found);
+    }
+    float all = 0.0f;
+    for (int i = 0; i < LANES; i++) all += total[i];
+    Lanes sums[VECTORS ? VECTORS : MOST_WIDTH / LANES];
+#pragma GCC unroll 16
+    for (int64_t v = 0; v < vectors; v++) sums[v] = Lanes{};
+    for (int64_t slot = 0; slot < count; slot++)
+#pragma GCC unroll 16
+      for (int64_t v = 0; v < vectors; v++) sums[v] += scores[slot] * take(values + (first + slot) * width + v * LANES);
+    for (int64_t v = 0; v < vectors; v++) {
+      const Lanes given = sums[v] / all;
+      std::memcpy(look.out + place + v * LANES, &given, sizeof given);
+    }
+  }
+}
+
+template <int VECTORS>
+void looked(const Look& look, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> scores(look.slots + LANES);
+#pragma omp for
+    for (int64_t pair = 0; pair < look.rows * look.groups; pair++) written(look, pair / look.groups, pair % look.groups);
+#pragma omp for schedule(static, 1)
+    for (int64_t pair = 0; pair < look.rows * look.heads; pair++)
+      attended<VECTORS>(look, pair / look.heads, pair % look.heads, scores.data());
+  }
+}
+
+}  // namespace
+
+// out (count, rows) = tokens (count, width) by the transpose of matrix (rows, width), plus onto (count, rows) where it is given. All lie row
+// by row. 0, or 1 for more than 16 tokens.
+extern "C" int exitwise_few(const float* matrix, const float* tokens, const float* onto, float* out, int64_t count, int64_t rows,
+                            int64_t width, int threads) {
+  const Job job{matrix, tokens, onto, out, rows, width};
+  switch (count) {
+#define CASE(count, rows)             \
+  case count:                         \
+    product<count, rows>(job, threads); \
+    return 0;
+    CASE(1, 8) CASE(2, 8) CASE(3, 4) CASE(4, 4) CASE(5, 3) CASE(6, 2) CASE(7, 2) CASE(8, 2)
+    CASE(9, 1) CASE(10, 1) CASE(11, 1) CASE(12, 1) CASE(13, 1) CASE(14, 1) CASE(15, 1) CASE(16, 1)
+#undef CASE
+  }
+  return 1;
+}
+
+// Attention of few tokens; see Look. 0, or 1 for a width that is no multiple of 16 or above 512.
+extern "C" int exitwise_attend(const Look* look, int threads) {
+  if (look->width % LANES || look->width > MOST_WIDTH) return 1;
+  switch (look->width) {
+    case 64: looked<4>(*look, threads); break;
+    case 128: looked<8>(*look, threads); break;
+    case 256: looked<16>(*look, threads); break;
+    default: looked<0>(*look, threads);
+  }
+  return 0;
+}
