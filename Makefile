@@ -12,6 +12,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "making $(VENV) (once; a few minutes on a slow line)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@$(BIN)/exitwise kernel > /dev/null || echo "without the kernel all works, but language models decode slower"
 	@touch $(READY)
 
 demo: $(READY)          ## the main job on the embedded images: full depth beside early exits, a table, a report

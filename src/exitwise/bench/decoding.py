@@ -28,7 +28,7 @@ MODEL, SECOND, SPEECH = "EXITWISE_LANGUAGE_MODEL", "EXITWISE_GEMMA", "EXITWISE_S
 Summary = dict[str, float | None]
 KEEP = 0.99
 DRAFTS: tuple[dict[str, Any], ...] = tuple({"sure": sure, "lookup": lookup} for sure in (0.5, 0.8) for lookup in (0, 2))
-OFFERS: tuple[dict[str, Any], ...] = tuple({"drafts": 2, "repeats": repeats} for repeats in (0, 5, 9))
+OFFERS: tuple[dict[str, Any], ...] = tuple({"drafts": drafts, "repeats": repeats} for drafts, repeats in ((2, 0), (2, 9), (3, 11), (4, 15)))
 CHOSEN_ON = 4  # held prompts on which thresholds are chosen
 LOSSY = ("soft", "calm", "free")  # of the model as it is; one threshold each, on the decoder
 

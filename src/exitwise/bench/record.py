@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from exitwise.errors import InputError
+from exitwise.lm.few import kernel
 from exitwise.machine import machine
 
 SCHEMA = 1
@@ -64,7 +65,7 @@ def run(folder: str | Path, name: str, config: dict[str, Any], seed: int) -> Ite
         "config": config,
         "seed": seed,
         "versions": versions(),
-        "machine": machine(),
+        "machine": {**machine(), "kernel": kernel() is not None},
         "commit": head,
         "dirty": dirty,
     }

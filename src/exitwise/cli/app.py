@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .building import kernel
 from .converting import convert
 from .cutting import cut
 from .learning import calibrate
@@ -45,6 +46,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Make exits": (convert, train, calibrate, cut),
     "Measure": (bench, reproduce, report),
     "What there is": (methods, families),
+    "This machine": (kernel,),
 }
 for panel, commands in PANELS.items():
     for command in commands:

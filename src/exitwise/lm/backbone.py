@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from ..run.walk import split_output
 from ..stack import Family, reach
 from ..trace import Trace
 from .few import MOST, Kernel, kernel
-from .lean import Lean, filled_up, lean_of, plain, rotary
+from .lean import Lean, filled_up, lean_of, norm_of, plain, rotary
 from .source import Both, Source
 from .store import Span, Store
 
@@ -28,6 +29,12 @@ CLOSE = 1e-4  # the same arithmetic in another order, in float32, on states of o
 def attention_of(model: Any) -> str:
     """The name of a model's attention, as `transformers` has it."""
     return str(getattr(model.config, "_attn_implementation", ATTENTIONS[0]))
+
+
+def _alike(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether these are the same numbers in another order of arithmetic; never where some are no numbers."""
+    size = float(theirs.abs().amax())
+    return math.isfinite(size) and torch.allclose(ours, theirs, rtol=CLOSE, atol=CLOSE * size)
 
 
 class _Visit:
@@ -145,7 +152,7 @@ class Backbone:
         parts, ours = self.head(), kernel()
         if ours is None or parts is None or not all(plain(part) for part in parts) or not Kernel.takes(parts[1].weight):
             return None
-        norm, weight = parts[0], parts[1].weight.detach()
+        norm, weight = norm_of(parts[0]) or parts[0], parts[1].weight.detach()
 
         def read(states: Tensor) -> Tensor:
             return ours(norm(states), weight)
@@ -162,7 +169,7 @@ class Backbone:
         width = model.get_output_embeddings().weight.shape[1]
         states = torch.randn(2, width, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [30.0]])
         want = self.family.readout(self.model, states[:, None])[:, 0]
-        return bool(torch.allclose(read(states), want, rtol=CLOSE, atol=CLOSE * float(want.abs().amax())))
+        return _alike(read(states), want)
 
     def counted(self, head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """A head that reads the whole vocabulary beside `readout`: its calls are calls of the head too."""
@@ -246,5 +253,4 @@ class Backbone:
                 except (RuntimeError, KeyError, TypeError, ValueError):
                     return False  # not of this form after all
             both.append(torch.cat(outs, 1))
-        scale = float(both[1].abs().amax())
-        return bool(torch.allclose(both[0], both[1], rtol=CLOSE, atol=CLOSE * scale))
+        return _alike(*both)

@@ -13,6 +13,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -259,4 +260,19 @@ extern "C" int exitwise_attend(const Look* look, int threads) {
     default: looked<0>(*look, threads);
   }
   return 0;
+}
+
+// out (count, width) = each row of states (count, width) times gain (width), by the root of its squares' sum plus floor.
+extern "C" void exitwise_norm(const float* states, const float* gain, float floor, float* out, int64_t count, int64_t width) {
+  const int64_t whole = width / LANES * LANES;
+  for (int64_t row = 0; row < count; row++, states += width, out += width) {
+    Lanes squares[4] = {};
+    for (int64_t at = 0; at < whole; at += LANES) squares[at / LANES % 4] += take(states + at) * take(states + at);
+    squares[0] += take(states + whole, width - whole) * take(states + whole, width - whole);
+    const Lanes folded = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+    float sum = floor;
+    for (int i = 0; i < LANES; i++) sum += folded[i];
+    const float by = 1.0f / std::sqrt(sum);
+    for (int64_t at = 0; at < width; at++) out[at] = states[at] * gain[at] * by;
+  }
 }

@@ -16,9 +16,12 @@ import hashlib
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import tempfile
+import time
 import warnings
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -55,6 +58,9 @@ class Kernel:
         self._product, self._attend = opened.exitwise_few, opened.exitwise_attend
         self._product.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3 + [ctypes.c_int]
         self._attend.argtypes = [ctypes.POINTER(_Look), ctypes.c_int]
+        self._norm = opened.exitwise_norm
+        self._norm.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_float, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+        self._norm.restype = None
 
     def __call__(self, tokens: Tensor, matrix: Tensor, onto: Tensor | None = None) -> Tensor:
         """(count, rows): tokens (count, width), at most `MOST`, by the transpose of the matrix (rows, width), plus `onto` (count, rows).
@@ -69,6 +75,13 @@ class Kernel:
             matrix.data_ptr(), tokens.data_ptr(), base, out.data_ptr(), tokens.shape[0], rows, width, torch.get_num_threads()
         )
         assert not failed, f"{tokens.shape[0]} tokens"
+        return out
+
+    def norm(self, states: Tensor, gain: Tensor, floor: float) -> Tensor:
+        """states gain / sqrt(|states|^2 + floor), of the last dimension; states and gain in float32 on the CPU."""
+        states = states.contiguous()
+        out, width = torch.empty_like(states), states.shape[-1]
+        self._norm(states.data_ptr(), gain.data_ptr(), floor, out.data_ptr(), states.numel() // width, width)
         return out
 
     def attend(
@@ -111,7 +124,8 @@ class Kernel:
 
     @torch.no_grad()
     def sound(self) -> bool:
-        """Whether it multiplies, for all numbers of tokens and shapes that are no multiples of anything."""
+        """Whether it multiplies, for all numbers of tokens and shapes that are no multiples of anything. A layer's use of the rest is tried
+        on each layer (`Backbone`)."""
         dice = torch.Generator().manual_seed(0)
         for count, (rows, width) in zip(range(1, MOST + 1), [(37, 83), (64, 1500)] * MOST, strict=False):
             tokens, matrix, onto = (torch.randn(shape, generator=dice) for shape in ((count, width), (rows, width), (count, rows)))
@@ -193,3 +207,21 @@ def build() -> Kernel:
     built = _found(file)
     assert built is not None
     return built
+
+
+@torch.no_grad()
+def gains(ours: Kernel, counts: Sequence[int] = (1, 2, 4, 8, 16), repeats: int = 80) -> dict[int, float]:
+    """How many times as fast as PyTorch's a product with so many tokens is: medians, in turn, each with a matrix that was not touched since
+    long ago."""
+    matrices, found = [torch.randn(1536, 576) for _ in range(repeats)], dict[int, float]()
+    for count in counts:
+        tokens = torch.randn(count, 576)
+        spent = [_seconds(tokens, matrix, ours if i % 2 else torch.nn.functional.linear) for i, matrix in enumerate(matrices)]
+        found[count] = statistics.median(spent[::2]) / statistics.median(spent[1::2])
+    return found
+
+
+def _seconds(tokens: Tensor, matrix: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> float:
+    start = time.perf_counter()
+    product(tokens, matrix)
+    return time.perf_counter() - start

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...engine import Engine
+from ...lm.few import MOST, Kernel, kernel
 from .. import speed
 from . import long
 
@@ -49,13 +50,15 @@ def matrices(model: nn.Module) -> list[Tensor]:
     return found
 
 
-def products(weights: Sequence[Tensor], tokens: int) -> Callable[[], None]:
-    """All these products for so many tokens, in the order in which they are read."""
+def products(weights: Sequence[Tensor], tokens: int, ours: bool = True) -> Callable[[], None]:
+    """All these products for so many tokens, in the order in which they are read. ours: by the kernel, where there is one."""
     given = {w.shape[1]: torch.randn(tokens, w.shape[1], dtype=w.dtype, device=w.device) for w in weights}
+    made = kernel() if ours and tokens <= MOST else None
 
     def run() -> None:
         for weight in weights:
-            F.linear(given[weight.shape[1]], weight)
+            product = made if made is not None and Kernel.takes(weight) else F.linear
+            product(given[weight.shape[1]], weight)
 
     return run
 
@@ -65,13 +68,15 @@ def measure(model: Any, repeats: int, prompt: int = 32) -> dict[str, Any]:
     """Seconds of a step of `generate` and of our loop at full depth, and of the products alone, alternating; medians.
 
     ceiling: how many times as fast as `generate` a loop would be that did nothing but the products. reached: what ours is. of_ceiling:
-    ours, as a share of the floor's speed. pass_over_one: what the products of several tokens cost, over those of one.
+    ours, as a share of the floor's speed. pass_over_one: what the products of several tokens cost, over those of one; pytorch: the same of
+    PyTorch's, where the floor is the kernel's.
     """
     weights = matrices(model)
     given = {**long.padded(long.prompts(model.config.get_text_config().vocab_size, 1, prompt)), "do_sample": False}
     untouched = partial(model.generate, **given, eos_token_id=None, pad_token_id=0)
     ours = partial(Engine(model, "never").generate, **given, eos_token_id=[])
     ways: dict[str, Callable[[], Any]] = {f"products of {tokens}": products(weights, tokens) for tokens in TOKENS}
+    ways |= {f"PyTorch's products of {tokens}": products(weights, tokens, ours=False) for tokens in TOKENS}
     for name, way in (("generate", untouched), ("full", ours)):
         ways |= {f"{name} {count}": partial(way, max_new_tokens=count) for count in (SHORT, LONG)}
     seconds = speed.alternate(ways, repeats)
@@ -82,7 +87,8 @@ def measure(model: Any, repeats: int, prompt: int = 32) -> dict[str, Any]:
         "weights_mib": sum(w.numel() * w.element_size() for w in weights) / 2**20, "floor_s": floor,
         "generate_s": medians["generate"], "full_s": medians["full"], "ceiling": medians["generate"] / floor,
         "reached": medians["generate"] / medians["full"], "of_ceiling": floor / medians["full"],
-        "pass_over_one": {str(t): medians[f"products of {t}"] / floor for t in TOKENS}, "times_s": {**step, **seconds},
+        "pass_over_one": {str(t): medians[f"products of {t}"] / floor for t in TOKENS},
+        "pytorch": {str(t): medians[f"PyTorch's products of {t}"] / floor for t in TOKENS}, "times_s": {**step, **seconds},
     }  # fmt: skip
 
 

@@ -1,0 +1,240 @@
+"""The kernel for few tokens: the same numbers as PyTorch's, bit by bit the same in any company, and left aside wherever it does not fit."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from tests.families.cases import made
+from tests.lm.parts import CLOSE, LEAN, backbone_of, batch, walked, words
+from torch import Tensor
+
+from exitwise import Engine, families
+from exitwise.errors import BuildError
+from exitwise.families.llama import small
+from exitwise.lm import few
+from exitwise.lm.backbone import Backbone
+from exitwise.lm.few import MOST, Kernel
+from exitwise.lm.lean import attend, rotary
+from exitwise.lm.stair import Stair
+from exitwise.lm.store import Span, Store
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a kernel that was built for these tests."""
+    if not any(shutil.which(name) for name in few.COMPILERS):
+        pytest.skip(f"no C++ compiler ({', '.join(few.COMPILERS)})")
+    folder: Path = tmp_path_factory.mktemp("kernel")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXITWISE_CACHE", str(folder))
+        few.build()
+    return folder
+
+
+@pytest.fixture
+def built(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    """The kernel, in force."""
+    monkeypatch.setenv("EXITWISE_CACHE", str(cache))
+    monkeypatch.delenv("EXITWISE_KERNEL", raising=False)
+    found = few.kernel()
+    assert found is not None
+    yield found
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("rows,width", [(1, 1), (5, 15), (37, 83), (64, 640), (33, 641), (16, 1536)])
+def test_products_are_those_of_float64(built: Kernel, rows: int, width: int) -> None:
+    """To the rounding of sums of `width` products in float32."""
+    matrix = drawn(rows, width)
+    for count in range(1, MOST + 1):
+        tokens, onto = drawn(count, width, seed=count), drawn(count, rows, seed=-count)
+        want = tokens.double() @ matrix.double().T
+        torch.testing.assert_close(built(tokens, matrix).double(), want, atol=2e-6 * width**0.5, rtol=1e-5)
+        torch.testing.assert_close(built(tokens, matrix, onto).double(), want + onto.double(), atol=2e-6 * width**0.5, rtol=1e-5)
+
+
+def test_a_token_has_the_same_numbers_in_any_company(built: Kernel) -> None:
+    """Bit by bit: with 1 to 16 tokens, at any place among them, and on one thread or two."""
+    matrix, tokens, threads = drawn(101, 1536), drawn(MOST, 1536, seed=1), torch.get_num_threads()
+    alone = torch.cat([built(tokens[i : i + 1], matrix) for i in range(MOST)])
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for first, end in pairwise((0, 1, 3, 6, 10, 15, 16)):
+                assert torch.equal(built(tokens[first:end], matrix), alone[first:end])
+            assert torch.equal(built(tokens, matrix), alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+CASES = [  # (slots that are filled, new tokens, heads, groups, width, window) of rows
+    ((40,), 3, 9, 3, 64, None), ((0,), 16, 4, 2, 32, None), ((5, 70, 33), 2, 4, 1, 80, None), ((300, 300), 1, 8, 8, 128, 50),
+    ((90, 20), 7, 4, 4, 256, 30), ((17,), 1, 2, 1, 16, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("starts,tokens,heads,groups,width,window", CASES)
+def test_attention_is_that_of_pytorch(
+    built: Kernel, starts: tuple[int, ...], tokens: int, heads: int, groups: int, width: int, window: int | None
+) -> None:
+    """Exponentials and sums in float32 in another order; keys and values lie where they would."""
+    rows, span = len(starts), Span(None, starts, tokens)
+    stores = [Store(rows), Store(rows)]
+    for store in stores:
+        if max(starts):
+            store.write(
+                Span(None, (0,) * rows, max(starts)), drawn(rows, groups, max(starts), width), drawn(rows, groups, max(starts), width)
+            )
+    query, keys, values = (drawn(rows, tokens, n, width, seed=seed) for seed, n in enumerate((heads, groups, groups), start=2))
+    angles = span.positions.expand(rows, -1)[..., None] * drawn(width // 2, seed=9).abs().repeat(2)
+    cosine, sine = rotary(angles.cos(), angles.sin())
+    plain, ours = stores
+    turned = [(x * cosine + x.roll(width // 2, -1) * sine).transpose(1, 2) for x in (query, keys)]
+    plain.write(span, turned[1], values.transpose(1, 2))
+    want = attend(turned[0], *plain.read(span), span.mask(torch.float32, window), width**-0.5).transpose(1, 2)
+    got = built.attend((query, keys, values), (cosine, sine), span, ours, window, width**-0.5)
+    torch.testing.assert_close(got, want, atol=5e-6, rtol=1e-5)
+    for mine, theirs in ((ours.keys, plain.keys), (ours.values, plain.values)):
+        assert mine is not None and theirs is not None
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_great_scores_and_nan_are_no_trouble(built: Kernel) -> None:
+    """A score of 10,000 is all of the sum, its rivals are exactly nothing; what is no number stays none."""
+    store, span = Store(1), Span(None, (2,), 1)
+    keys, values = torch.zeros(1, 1, 2, 16), torch.tensor([3.0, 5.0])[None, None, :, None].expand(1, 1, 2, 16)
+    keys[..., 0, 0] = 1e4
+    store.write(Span(None, (0,), 2), keys, values)
+    query = torch.zeros(1, 1, 1, 16)
+    query[..., 0] = 1.0
+    still = torch.ones(1, 1, 1, 16), torch.zeros(1, 1, 1, 16)
+    brought = query, torch.zeros(1, 1, 1, 16), torch.full((1, 1, 1, 16), 7.0)
+    assert torch.equal(built.attend(brought, still, span, store, None, 1.0), torch.full((1, 1, 1, 16), 3.0))
+    spoiled = torch.full_like(query, float("nan")), *brought[1:]
+    assert built.attend(spoiled, still, span, store, None, 1.0).isnan().all()
+
+
+@pytest.mark.parametrize("policy", ["run late", "propagate"])
+@pytest.mark.parametrize("case", LEAN)
+def test_models_say_the_same_with_and_without(built: Kernel, monkeypatch: pytest.MonkeyPatch, case: str, policy: str) -> None:
+    tokens, depths, said = [words(90, 1), words(90, 2)], [[4, 1, 2, 4, 3] * 4, [1, 3, 4, 4, 2] * 4], []
+    with torch.no_grad():
+        for wish in ("1", "0"):
+            monkeypatch.setenv("EXITWISE_KERNEL", wish)
+            backbone = backbone_of(case)
+            assert {lean.gate.kernel is not None for lean in backbone.leans if lean is not None} == {wish == "1"}
+            said.append(walked(Stair(backbone, 2, policy), tokens, depths, 70))
+    torch.testing.assert_close(said[0], said[1], **CLOSE)
+    assert not torch.equal(said[0], said[1])  # it took part
+
+
+@torch.no_grad()
+def test_drafts_are_verified_bit_by_bit(built: Kernel) -> None:
+    """Twelve tokens at once have the logits that each has when it comes alone; so has a row beside another."""
+    model, _ = small("Llama", hidden_size=64, intermediate_size=160)  # heads of 16; PyTorch's SiLU knows lanes of 16 from what is left over
+    backbone, ids = Backbone(model, families.of(model)[1]), words(40)
+
+    def logits(rows: int, parts: list[list[int]]) -> Tensor:
+        stair, found = Stair(backbone, rows), []
+        for part in parts:
+            stair.append(range(rows), [part] * rows)
+            stair.advance(range(rows), backbone.depth)
+            found.append(backbone.readout(stair.state(0, stair.length(0) - len(part), stair.length(0))))
+        return torch.cat(found, 1)[:, 28:]
+
+    one_by_one = logits(1, [ids[:28], *([i] for i in ids[28:])])
+    assert torch.equal(logits(1, [ids[:28], ids[28:]]), one_by_one)
+    assert torch.equal(logits(2, [ids[:28], *([i] for i in ids[28:])]), one_by_one)
+    torch.testing.assert_close(logits(2, [ids[:28], ids[28:]]), one_by_one, **CLOSE)  # 24 tokens: not by the kernel
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma", "gpt2", "phi"])
+def test_texts_are_those_of_generate(built: Kernel, case: str) -> None:
+    model, _ = made(case)
+    inputs = batch(9, 4)
+    want = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    for method, knobs in (("never", {}), ("ngram", {"drafts": 5, "repeats": 15})):
+        assert torch.equal(Engine(model, method, **knobs).generate(**inputs, max_new_tokens=12).sequences, want)
+
+
+@torch.no_grad()
+def test_the_head_is_read_by_its_own_module_where_it_is_more_than_a_matrix(built: Kernel) -> None:
+    """A cap on the logits shows in the trial; a hook is heard."""
+    assert backbone_of("llama")._quick is not None
+    capped, _ = made("gemma")
+    capped.config.final_logit_softcapping = 2.0
+    assert Backbone(capped, families.of(capped)[1])._quick is None
+    model, _ = made("llama")
+    heard: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda *given: heard.append(1))
+    Engine(model, "never").generate(**batch(4), max_new_tokens=3)
+    assert len(heard) == 3
+    twice, _ = made("llama")
+    own = twice.model.norm.forward
+    twice.model.norm.forward = lambda states: 2 * own(states)
+    want = twice.generate(**batch(4), max_new_tokens=3, do_sample=False)
+    assert torch.equal(Engine(twice, "never").generate(**batch(4), max_new_tokens=3).sequences, want)
+
+
+def test_weights_that_do_not_fit_are_left_to_pytorch() -> None:
+    assert Kernel.takes(torch.zeros(2, 3))
+    assert not Kernel.takes(torch.zeros(2, 3, dtype=torch.bfloat16)) and not Kernel.takes(torch.zeros(3, 2).t())
+    assert (
+        not Kernel.looks(Span(None, (0,), MOST + 1), 64)
+        and not Kernel.looks(Span(None, (0,), 1), 40)
+        and Kernel.looks(Span(None, (0,), 1), 48)
+    )
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EXITWISE_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert few.kernel() is None
+    with pytest.raises(BuildError, match="No C\\+\\+ compiler was found"):
+        few.build()
+    monkeypatch.setenv("CXX", "none-such-compiler")
+    with pytest.raises(BuildError, match="none-such-compiler could not be run"):
+        few.build()
+    false = tmp_path / "false"
+    false.write_text("#!/bin/sh\necho 'few.cpp:1: error: too old' >&2\nexit 1\n", encoding="utf-8")
+    false.chmod(false.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(false))
+    monkeypatch.setenv("PATH", "/bin:/usr/bin")
+    with pytest.raises(BuildError, match="could not compile the kernel: few.cpp:1: error: too old"):
+        few.build()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["false"]
+
+
+def test_a_spoiled_library_is_left_aside_and_built_anew(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EXITWISE_CACHE", str(tmp_path))
+    few.library().write_bytes(b"no library")
+    with pytest.warns(UserWarning, match="is left aside: .*exitwise kernel"):
+        assert few.kernel() is None
+    assert few.build().sound() and few.kernel() is not None
+
+
+def test_a_kernel_that_multiplies_wrongly_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EXITWISE_CACHE", str(tmp_path))
+    source = tmp_path / "few.cpp"
+    text = few.SOURCE.read_text(encoding="utf-8")
+    source.write_text(text.replace("matrix[r] * token;", "matrix[r] + token;"), encoding="utf-8")
+    assert source.read_text(encoding="utf-8") != text
+    monkeypatch.setattr(few, "SOURCE", source)
+    with pytest.raises(BuildError, match="multiplies wrongly"):
+        few.build()
+    assert few.kernel() is None
+
+
+def test_it_can_be_left_aside(built: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXITWISE_KERNEL", "0")
+    assert few.kernel() is None
