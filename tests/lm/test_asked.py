@@ -8,16 +8,11 @@ import pytest
 import torch
 from tests.families.cases import made
 from tests.lm.parts import batch
-from torch import Tensor
 from transformers import GenerationConfig
 
-from exitwise import Engine, families
+from exitwise import Engine
 from exitwise.errors import InputError, KnobError, UnknownName
-from exitwise.lm.asked import UNHEARD, asked_of, prompts_of
-from exitwise.lm.backbone import Backbone
-from exitwise.lm.loop import Loop
-from exitwise.lm.plan import Decoding
-from exitwise.run.walk import Plan, Session
+from exitwise.lm.asked import UNHEARD, asked_of, likeliest, prompts_of
 
 MODEL, _ = made("llama")  # context 256, vocabulary 99, pad 0, no end
 IDS = batch(7, 4)
@@ -158,12 +153,8 @@ def test_logits_that_are_no_numbers_are_refused_for_any_row_and_place() -> None:
 
 
 def test_nan_in_another_row_than_the_first_is_found() -> None:
-    model, _ = made("gpt2")
-    inputs: dict[str, Tensor] = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 77]]), "attention_mask": torch.ones(2, 3)}
-    family = families.of(model)[1]
-    loop = Loop(Backbone(model, family), Session(model, family, Plan()), Decoding(), asked_of(model, inputs))
     logits = torch.zeros(2, 99)
-    assert loop._likeliest(logits) == [0, 0]
+    assert likeliest(logits) == [0, 0]
     logits[1, 50] = float("nan")
     with pytest.raises(InputError, match="NaN"):
-        loop._likeliest(logits)
+        likeliest(logits)

@@ -116,8 +116,8 @@ def test_no_more_tokens_wait_than_allowed() -> None:
 def noted(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The logits of which the loop takes the likeliest, step by step."""
     out: list[Tensor] = []
-    own = loop_room.Loop._likeliest
-    monkeypatch.setattr(loop_room.Loop, "_likeliest", lambda self, logits: (out.append(logits), own(self, logits))[1])
+    own = loop_room.likeliest
+    monkeypatch.setattr(loop_room, "likeliest", lambda logits: (out.append(logits), own(logits))[1])
     return out
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .asked import Asked, sound
+from .asked import Asked, likeliest
 
 
 def greedy_match(drafted: Sequence[int], verdicts: Sequence[int]) -> list[int]:
@@ -43,7 +43,7 @@ def speculative_sample(drafted: Sequence[int], drafts: Sequence[Tensor], laws: S
 def accepted(asked: Asked, ids: list[int], prompt: int, drafted: Sequence[int], drafts: Sequence[Tensor], logits: Tensor) -> list[int]:
     """The new tokens of a row: `ids` are those that the model has confirmed so far; logits (drafted + 1, vocabulary) are the model's."""
     if asked.plain:
-        return greedy_match(drafted, sound(logits).argmax(-1).tolist())
+        return greedy_match(drafted, likeliest(logits))
     laws = [asked.law([*ids, *drafted[:i]], prompt, logits[i]) for i in range(len(drafted) + 1)]
     if not asked.sample:
         return greedy_match(drafted, [int(law.argmax(-1)) for law in laws])

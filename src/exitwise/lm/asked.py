@@ -82,6 +82,15 @@ def sound(logits: Tensor) -> Tensor:
     return logits
 
 
+def likeliest(logits: Tensor) -> list[int]:
+    """The token of each row (rows, vocabulary). Raises InputError where a logit is no number: it counts as the greatest, so that it is seen
+    among the picked ones."""
+    picks = logits.argmax(-1)
+    sound(logits.gather(-1, picks[:, None]))
+    found: list[int] = picks.tolist()
+    return found
+
+
 def asked_of(model: Any, given: Mapping[str, Any]) -> Asked:
     """The arguments of `generate`, checked; what this loop does not know is refused, never ignored.
 

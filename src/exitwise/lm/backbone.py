@@ -188,6 +188,11 @@ class Backbone:
             return ours(states, span, store, aids, mask, self.window(layer))
         return self._own(layer, states, _Visit(store, span), aids, mask)
 
+    def masked(self, layer: int, span: Span) -> bool:
+        """Whether `run` takes a mask for this span."""
+        ours = self.leans[layer]
+        return ours is None or not ours.unmasked(span)
+
     def fill(self, layer: int, states: Tensor, span: Span, store: Store, aids: dict[str, Any]) -> None:
         """Only the keys and values of these states."""
         path = self.stack.path

@@ -6,7 +6,7 @@
 // of every token, which stay in the first cache because the width is taken in pieces. At most 16 sums are under way, each a vector of 16
 // parts; they are folded together, all at once, into one vector with a sum in each lane.
 //
-// Attention. Each thread has some of the pairs of a row and a head. Queries and keys are turned to their positions, keys and values written
+// Attention. Each thread has some of the pairs of a token and a head. Queries and keys are turned to their positions, keys and values written
 // to their slots, and each query looks at the slots up to its own: sixteen products with keys at once, exponentials in lanes, and the sum
 // of the values.
 
@@ -168,53 +168,51 @@ void written(const Look& look, int64_t row, int64_t group) {
   }
 }
 
-// What one head of a row gives for each of its tokens. VECTORS: of a head's width, 0 where it is only known now. scores: room for all
-// slots, and a vector more.
+// What one head gives for a token of a row. VECTORS: of a head's width, 0 where it is only known now. scores: room for all slots, and a
+// vector more.
 template <int VECTORS>
-void attended(const Look& look, int64_t row, int64_t head, float* scores) {
+void attended(const Look& look, int64_t row, int64_t token, int64_t head, float* scores) {
   const int64_t group = head / (look.heads / look.groups), width = look.width, vectors = VECTORS ? VECTORS : width / LANES;
   const float* keys = look.held_keys + (look.places[row] * look.groups + group) * look.slots * width;
   const float* values = look.held_values + (look.places[row] * look.groups + group) * look.slots * width;
   alignas(64) float query[MOST_WIDTH];
-  for (int64_t token = 0; token < look.tokens; token++) {
-    const int64_t place = ((row * look.tokens + token) * look.heads + head) * width;
-    const int64_t end = look.starts[row] + token + 1, first = std::max<int64_t>(0, end - look.window), count = end - first;
-    turned(look, row, token, look.queries + place, query, look.scale);
-    Lanes most = Lanes{} - 3.0e38f;
-    for (int64_t slot = 0; slot < count; slot += LANES) {
-      Lanes parts[LANES];
+  const int64_t place = ((row * look.tokens + token) * look.heads + head) * width;
+  const int64_t end = look.starts[row] + token + 1, first = std::max<int64_t>(0, end - look.window), count = end - first;
+  turned(look, row, token, look.queries + place, query, look.scale);
+  Lanes most = Lanes{} - 3.0e38f;
+  for (int64_t slot = 0; slot < count; slot += LANES) {
+    Lanes parts[LANES];
 #pragma GCC unroll 16
-      for (int i = 0; i < LANES; i++) {
-        parts[i] = Lanes{};
-        const float* key = keys + (first + std::min(slot + i, count - 1)) * width;  // beyond the last slot: the last again
+    for (int i = 0; i < LANES; i++) {
+      parts[i] = Lanes{};
+      const float* key = keys + (first + std::min(slot + i, count - 1)) * width;  // beyond the last slot: the last again
 #pragma GCC unroll 16
-        for (int64_t v = 0; v < vectors; v++) parts[i] += take(query + v * LANES) * take(key + v * LANES);
-      }
-      const Lanes found = folded(parts);
-      most = found > most ? found : most;
-      std::memcpy(scores + slot, &found, sizeof found);
+      for (int64_t v = 0; v < vectors; v++) parts[i] += take(query + v * LANES) * take(key + v * LANES);
     }
-    float top = most[0];
-    for (int i = 1; i < LANES; i++) top = std::max(top, most[i]);
-    Lanes total{};
-    for (int64_t slot = 0; slot < count; slot += LANES) {
-      Lanes found = exponential(take(scores + slot) - top);
-      for (int64_t i = count - slot; i < LANES; i++) found[i] = 0.0f;
-      total += found;
-      std::memcpy(scores + slot, &found, sizeof found);
-    }
-    float all = 0.0f;
-    for (int i = 0; i < LANES; i++) all += total[i];
-    Lanes sums[VECTORS ? VECTORS : MOST_WIDTH / LANES];
+    const Lanes found = folded(parts);
+    most = found > most ? found : most;
+    std::memcpy(scores + slot, &found, sizeof found);
+  }
+  float top = most[0];
+  for (int i = 1; i < LANES; i++) top = std::max(top, most[i]);
+  Lanes total{};
+  for (int64_t slot = 0; slot < count; slot += LANES) {
+    Lanes found = exponential(take(scores + slot) - top);
+    for (int64_t i = count - slot; i < LANES; i++) found[i] = 0.0f;
+    total += found;
+    std::memcpy(scores + slot, &found, sizeof found);
+  }
+  float all = 0.0f;
+  for (int i = 0; i < LANES; i++) all += total[i];
+  Lanes sums[VECTORS ? VECTORS : MOST_WIDTH / LANES];
 #pragma GCC unroll 16
-    for (int64_t v = 0; v < vectors; v++) sums[v] = Lanes{};
-    for (int64_t slot = 0; slot < count; slot++)
+  for (int64_t v = 0; v < vectors; v++) sums[v] = Lanes{};
+  for (int64_t slot = 0; slot < count; slot++)
 #pragma GCC unroll 16
-      for (int64_t v = 0; v < vectors; v++) sums[v] += scores[slot] * take(values + (first + slot) * width + v * LANES);
-    for (int64_t v = 0; v < vectors; v++) {
-      const Lanes given = sums[v] / all;
-      std::memcpy(look.out + place + v * LANES, &given, sizeof given);
-    }
+    for (int64_t v = 0; v < vectors; v++) sums[v] += scores[slot] * take(values + (first + slot) * width + v * LANES);
+  for (int64_t v = 0; v < vectors; v++) {
+    const Lanes given = sums[v] / all;
+    std::memcpy(look.out + place + v * LANES, &given, sizeof given);
   }
 }
 
@@ -226,8 +224,10 @@ void looked(const Look& look, int threads) {
 #pragma omp for
     for (int64_t pair = 0; pair < look.rows * look.groups; pair++) written(look, pair / look.groups, pair % look.groups);
 #pragma omp for schedule(static, 1)
-    for (int64_t pair = 0; pair < look.rows * look.heads; pair++)
-      attended<VECTORS>(look, pair / look.heads, pair % look.heads, scores.data());
+    for (int64_t job = 0; job < look.rows * look.tokens * look.heads; job++) {
+      const int64_t token = job / look.heads;
+      attended<VECTORS>(look, token / look.tokens, token % look.tokens, job % look.heads, scores.data());
+    }
   }
 }
 

@@ -101,7 +101,7 @@ class Kernel:
         query, keys, values = (part.contiguous() for part in brought)
         (rows, tokens, heads, width), groups = query.shape, keys.shape[2]
         cosine, sine = (part.contiguous() for part in turn)
-        held_keys, held_values, places = store.lie_open(span, keys.transpose(1, 2), values.transpose(1, 2))
+        held_keys, held_values, places = store.lie_open(span, keys, values)
         out = torch.empty_like(query)
         look = _Look(
             query.data_ptr(), keys.data_ptr(), values.data_ptr(), cosine.data_ptr(), sine.data_ptr(), held_keys.data_ptr(),
@@ -157,14 +157,17 @@ def _found(file: Path) -> Kernel | None:
 
 def library() -> Path:
     """Where the kernel for this source and this processor lies, or would lie: EXITWISE_CACHE, or the user's folder of caches."""
-    own = os.environ.get("EXITWISE_CACHE")
-    folder = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "exitwise"
-    return folder / f"few-{_key()}.so"
+    return _library(os.environ.get("EXITWISE_CACHE"), os.environ.get("XDG_CACHE_HOME"), SOURCE)
 
 
 @cache
-def _key() -> str:
-    made_of = [SOURCE.read_text(encoding="utf-8"), *FLAGS, platform.machine(), _abilities()]
+def _library(own: str | None, caches: str | None, source: Path) -> Path:
+    folder = Path(own) if own else Path(caches or Path.home() / ".cache") / "exitwise"
+    return folder / f"few-{_key(source)}.so"
+
+
+def _key(source: Path) -> str:
+    made_of = [source.read_text(encoding="utf-8"), *FLAGS, platform.machine(), _abilities()]
     return hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
 
 

@@ -109,8 +109,12 @@ class Lean:
     scale: float
 
     def __call__(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any], mask: Tensor | None, window: int | None) -> Tensor:
-        """(rows, tokens, width) after the layer; keys and values go to the store. mask: the window's, which the kernel needs not."""
+        """(rows, tokens, width) after the layer; keys and values go to the store. mask: None where `unmasked`."""
         return self.ffn(self.attention(states, span, store, aids, mask, window))
+
+    def unmasked(self, span: Span) -> bool:
+        """Whether attention of this span is the kernel's, which needs no mask."""
+        return self.k.kernel is not None and Kernel.looks(span, self.width)
 
     def attention(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any], mask: Tensor | None, window: int | None) -> Tensor:
         """The states after attention, the residual added."""
@@ -120,7 +124,7 @@ class Lean:
         query, keys = self.q(x).view(rows, tokens, -1, self.width), self.k(x).view(rows, tokens, -1, self.width)
         if self.q_norm is not None and self.k_norm is not None:
             query, keys = self.q_norm(query), self.k_norm(keys)
-        if self.k.kernel is not None and Kernel.looks(span, self.width):
+        if self.k.kernel is not None and self.unmasked(span):
             value = self.v(x).view(rows, tokens, -1, self.width)
             out = self.k.kernel.attend((query, keys, value), aids["rotary"], span, store, window, self.scale)
             return self._added(flat, self.o, out.view(rows * tokens, -1), self.attn_after).view(rows, tokens, width)

@@ -17,7 +17,7 @@ from ..reading import Reading
 from ..run.encode import Walker
 from ..run.walk import Session
 from .accept import accepted
-from .asked import Asked, sound
+from .asked import Asked, likeliest
 from .backbone import Backbone
 from .drafting import Drafter, Nobody, Offers, certainty
 from .ngrams import one_hot
@@ -118,7 +118,7 @@ class Loop:
             states, depths = self._leaving(rows)
         logits = self._read(states)
         if self.asked.plain:
-            picks = self._likeliest(logits)
+            picks = likeliest(logits)
         else:
             picks = [self._pick(row, logits[row]) for row in rows]
         if self.judged is not None:
@@ -223,7 +223,7 @@ class Loop:
         assert self.drafter is not None
         logits = self.drafter.propose(self.stair, going)
         sure = certainty(logits).tolist() if draft.sure > 0 else [1.0] * len(going)
-        picks = self._likeliest(logits) if self.asked.plain else []
+        picks = likeliest(logits) if self.asked.plain else []
         for i, row in enumerate(going):
             if not self.asked.plain:
                 law = self.asked.law(self.stair.ids[row], len(self._prompt_of(row)), self._whole(logits[i]))
@@ -261,12 +261,6 @@ class Loop:
         """Logits of the whole vocabulary, of a head that reads only its first part."""
         more = self._words - len(logits)
         return F.pad(logits, (0, more), value=float("-inf")) if more > 0 else logits
-
-    def _likeliest(self, logits: Tensor) -> list[int]:
-        picks = logits.argmax(-1)
-        sound(logits.gather(-1, picks[:, None]))  # what is no number counts as the greatest
-        found: list[int] = picks.tolist()
-        return found
 
     def _pick(self, row: int, logits: Tensor) -> int:
         return self.asked.choose(self.asked.law(self.stair.ids[row], len(self._prompt_of(row)), logits))

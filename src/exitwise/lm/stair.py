@@ -171,7 +171,8 @@ class Stair:
                 continue
             self._make_good(layer, behind)
             going = self._going(going, behind, [have[row] for row in behind])
-            going.states = run(layer, going.states, going.span, store, going.aids(layer), going.mask(self.backbone.window(layer)))
+            mask = going.mask(self.backbone.window(layer)) if self.backbone.masked(layer, going.span) else None
+            going.states = run(layer, going.states, going.span, store, going.aids(layer), mask)
             going.depth = layer + 1
             for row, end in zip(behind, going.ends):
                 have[row] = end

@@ -101,7 +101,7 @@ class Store:
         self.filled = 0  # one past the last slot that any row has written
         self._last: tuple[int, ...] | None = None  # the rows that were read last
         self._found: tuple[tuple[int, ...] | None, slice | Tensor] | None = None
-        self._line: Tensor | None = None  # all places, in order
+        self._places: tuple[slice | Tensor, Tensor] | None = None  # what was found, and as an index
 
     def write(self, span: Span, keys: Tensor, values: Tensor) -> None:
         """Put (rows of the span, heads, tokens, width) where the span says. Raises CacheError for another dtype than was put before."""
@@ -129,14 +129,17 @@ class Store:
         return self.keys[:, :, : span.end].index_select(0, where), self.values[:, :, : span.end].index_select(0, where)
 
     def lie_open(self, span: Span, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(keys, values, place of each row of the span) as they lie, with room for what the span brings: to be written by the caller."""
-        self.keys, self.values = self._fit(self.keys, span, keys), self._fit(self.values, span, values)
+        """(keys, values, place of each row of the span) as they lie, with room for what the span brings: (rows, tokens, heads, width) each,
+        to be written by the caller."""
+        held = self.keys
+        if held is None or self.values is None or span.end > held.shape[2] or held.dtype != keys.dtype:
+            self.keys = self._fit(held, span, keys.transpose(1, 2))
+            self.values = self._fit(self.values, span, values.transpose(1, 2))
+        assert self.keys is not None and self.values is not None
         self.filled, where = max(self.filled, span.end), self._where(span)
-        if isinstance(where, Tensor):
-            return self.keys, self.values, where
-        if self._line is None or len(self._line) != self.rows:
-            self._line = torch.arange(self.rows)
-        return self.keys, self.values, self._line[where]
+        if self._places is None or self._places[0] is not where:
+            self._places = where, where if isinstance(where, Tensor) else torch.arange(where.start, where.stop)
+        return self.keys, self.values, self._places[1]
 
     def copy(self, other: Store, row: int, slots: list[int]) -> None:
         """Take these slots of a row from another layer of the same shape."""
