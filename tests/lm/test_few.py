@@ -76,6 +76,17 @@ def test_a_token_has_the_same_numbers_in_any_company(built: Kernel) -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("width", [12, 64, 83])
+def test_the_norm_is_that_of_float64(built: Kernel, width: int) -> None:
+    """Of states so small that the floor is half of the sum too."""
+    states, gain = 1e-3 * drawn(3, 5, width), drawn(width, seed=1)
+    floor = float(states.double().square().sum(-1).mean())
+    want = states.double() * gain.double() / (states.double().square().sum(-1, keepdim=True) + floor).sqrt()
+    torch.testing.assert_close(built.norm(states, gain, floor).double(), want, atol=1e-6, rtol=1e-5)
+    turned = states.transpose(0, 1)
+    torch.testing.assert_close(built.norm(turned, gain, floor).double(), want.transpose(0, 1), atol=1e-6, rtol=1e-5)
+
+
 CASES = [  # (slots that are filled, new tokens, heads, groups, width, window) of rows
     ((40,), 3, 9, 3, 64, None), ((0,), 16, 4, 2, 32, None), ((5, 70, 33), 2, 4, 1, 80, None), ((300, 300), 1, 8, 8, 128, 50),
     ((90, 20), 7, 4, 4, 256, 30), ((17,), 1, 2, 1, 16, 1),
@@ -233,6 +244,12 @@ def test_a_kernel_that_multiplies_wrongly_is_not_kept(cache: Path, monkeypatch: 
     with pytest.raises(BuildError, match="multiplies wrongly"):
         few.build()
     assert few.kernel() is None
+    with pytest.MonkeyPatch.context() as blind:
+        blind.setattr(Kernel, "sound", lambda self: True)
+        few.build()
+    few._found.cache_clear()
+    with pytest.warns(UserWarning, match="left aside: its products are wrong"):
+        assert few.kernel() is None
 
 
 def test_it_can_be_left_aside(built: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
