@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import stat
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ import torch
 from tests.families.cases import made
 from tests.lm.parts import CLOSE, LEAN, backbone_of, batch, walked, words
 from torch import Tensor
+from typer.testing import CliRunner
 
 from exitwise import Engine, families
+from exitwise.cli.app import app
 from exitwise.errors import BuildError
 from exitwise.families.llama import small
 from exitwise.lm import few
@@ -255,3 +258,15 @@ def test_a_kernel_that_multiplies_wrongly_is_not_kept(cache: Path, monkeypatch: 
 def test_it_can_be_left_aside(built: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXITWISE_KERNEL", "0")
     assert few.kernel() is None
+
+
+def test_the_command_tells_where_it_lies_and_what_it_gains(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EXITWISE_CACHE", str(cache))
+    done = CliRunner().invoke(app, ["kernel", "--json"])
+    told = json.loads(done.stdout)
+    assert done.exit_code == 0 and Path(told["path"]) == few.library() and set(told["times_as_fast"]) == {"1", "2", "4", "8", "16"}
+    assert all(gain > 0 for gain in told["times_as_fast"].values())
+    monkeypatch.setenv("EXITWISE_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "none-such-compiler")
+    refused = CliRunner().invoke(app, ["kernel"])
+    assert refused.exit_code == 2 and "BuildError: The compiler none-such-compiler could not be run" in refused.stderr
