@@ -209,6 +209,21 @@ def test_weights_that_do_not_fit_are_left_to_pytorch() -> None:
     )
 
 
+def test_what_does_not_fit_is_refused_and_not_read(built: Kernel) -> None:
+    """As PyTorch refuses it; a layer of another form is found out by this."""
+    matrix, ones = torch.ones(4, 8), torch.ones
+    for tokens, onto in ((ones(2, 7), None), (ones(2, 8, dtype=torch.float64), None), (ones(2, 8), ones(2, 5)), (ones(2, 8), ones(1, 4))):
+        with pytest.raises(RuntimeError, match="is no product of float32"):
+            built(tokens, matrix, onto)
+    for states in (ones(2, 7), ones(2, 8, dtype=torch.bfloat16)):
+        with pytest.raises(RuntimeError, match="A gain of"):
+            built.norm(states, ones(8), 0.0)
+    span, store = Span(None, (0,), 1), Store(1)
+    for heads, groups, turn in ((3, 2, ones(1, 1, 1, 16)), (2, 1, ones(1, 1, 1, 8)), (2, 1, ones(1, 2, 1, 16)), (2, 1, ones(2, 1, 1, 16))):
+        with pytest.raises(RuntimeError, match="do not fit"):
+            built.attend((ones(1, 1, heads, 16), ones(1, 1, groups, 16), ones(1, 1, groups, 16)), (turn, turn), span, store, None, 1.0)
+
+
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EXITWISE_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -65,10 +65,15 @@ class Kernel:
     def __call__(self, tokens: Tensor, matrix: Tensor, onto: Tensor | None = None) -> Tensor:
         """(count, rows): tokens (count, width), at most `MOST`, by the transpose of the matrix (rows, width), plus `onto` (count, rows).
 
-        All in float32 on the CPU, the matrix as `takes` wants it; no gradient is kept.
+        All in float32 on the CPU, the matrix as `takes` wants it; no gradient is kept. Raises RuntimeError, as PyTorch does, for shapes and
+        types that do not fit.
         """
         tokens, (rows, width) = tokens.contiguous(), matrix.shape
         added = None if onto is None else onto.contiguous()
+        if tokens.shape[1] != width or tokens.dtype != torch.float32 or (added is not None and added.shape != (tokens.shape[0], rows)):
+            raise RuntimeError(
+                f"{tuple(tokens.shape)} of {tokens.dtype} by the transpose of {tuple(matrix.shape)} is no product of float32."
+            )
         out = torch.empty(tokens.shape[0], rows)
         base = 0 if added is None else added.data_ptr()
         failed = self._product(
@@ -81,6 +86,8 @@ class Kernel:
         """states gain / sqrt(|states|^2 + floor), of the last dimension; states and gain in float32 on the CPU."""
         states = states.contiguous()
         out, width = torch.empty_like(states), states.shape[-1]
+        if gain.shape[0] != width or states.dtype != torch.float32:
+            raise RuntimeError(f"A gain of {tuple(gain.shape)} does not fit states {tuple(states.shape)} of {states.dtype}.")
         self._norm(states.data_ptr(), gain.data_ptr(), floor, out.data_ptr(), states.numel() // width, width)
         return out
 
@@ -101,6 +108,11 @@ class Kernel:
         query, keys, values = (part.contiguous() for part in brought)
         (rows, tokens, heads, width), groups = query.shape, keys.shape[2]
         cosine, sine = (part.contiguous() for part in turn)
+        fitting = cosine.shape[1:] == (tokens, 1, width) and cosine.shape[0] in (1, rows) and sine.shape == cosine.shape
+        if query.dtype != torch.float32 or cosine.dtype != torch.float32 or heads % groups or not fitting:
+            raise RuntimeError(
+                f"Queries {tuple(query.shape)} of {query.dtype} do not fit {groups} groups or a turn of {tuple(cosine.shape)}."
+            )
         held_keys, held_values, places = store.lie_open(span, keys, values)
         out = torch.empty_like(query)
         look = _Look(
