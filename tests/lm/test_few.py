@@ -65,6 +65,11 @@ def test_products_are_those_of_float64(built: Kernel, rows: int, width: int) -> 
         torch.testing.assert_close(built(tokens, matrix, onto).double(), want + onto.double(), atol=2e-6 * width**0.5, rtol=1e-5)
 
 
+def test_tokens_may_lie_as_they_like(built: Kernel) -> None:
+    matrix, tokens, onto = drawn(37, 83), drawn(83, 5), drawn(37, 5)
+    assert torch.equal(built(tokens.t(), matrix, onto.t()), built(tokens.t().contiguous(), matrix, onto.t().contiguous()))
+
+
 def test_a_token_has_the_same_numbers_in_any_company(built: Kernel) -> None:
     """Bit by bit: with 1 to 16 tokens, at any place among them, and on one thread or two."""
     matrix, tokens, threads = drawn(101, 1536), drawn(MOST, 1536, seed=1), torch.get_num_threads()
