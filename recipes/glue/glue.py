@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from glue_data import TASKS, Encoded, parted, read, whole_texts
+from glue_data import TASKS, Encoded, parted, read
 from glue_judge import book, chosen, live, timed
 from glue_learn import EPOCHS, TUNINGS, School, full_answers, trained, tuned
 
@@ -41,14 +41,12 @@ def school_for(given: argparse.Namespace) -> tuple[School, dict[str, Encoded]]:
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     parts = {"train": learn, "calibration": held, "dev": read(given.task, given.data, "dev")}
     sets = {name: Encoded(part, tokenizer, task.longest) for name, part in parts.items()}
-    whole = [learn[place] for place in whole_texts(learn)]
-    wholes = Encoded(whole, tokenizer, task.longest) if given.soup > 1 and 0 < len(whole) < len(learn) / 2 else None
 
     def make() -> Any:
         set_seed(given.seed)
         return AutoModelForSequenceClassification.from_pretrained(given.model, num_labels=len(task.labels))
 
-    return School(make, sets["train"], wholes, given.work / f"glue-{given.task}", given.epochs, given.reads, given.seed, given.soup), sets
+    return School(make, sets["train"], given.work / f"glue-{given.task}", given.epochs, given.reads, given.seed, given.soup), sets
 
 
 def begun(folder: Path, asked: dict[str, Any]) -> None:
@@ -76,8 +74,7 @@ def judge(engine: Engine, sets: dict[str, Encoded], given: argparse.Namespace, f
 
 def measure(run: dict[str, Any], given: argparse.Namespace, school: School, sets: dict[str, Encoded]) -> None:
     """Every method, then the best one's time; fills in the run."""
-    score, held = TASKS[given.task].score, sets["calibration"]
-    base = tuned(school, lambda model: score(full_answers(model, held), held.labels))
+    score, base = TASKS[given.task].score, tuned(school)
     full = {name: score(full_answers(base, sets[name]), sets[name].labels) for name in ("calibration", "dev")}
     run["full"] = {**full, "macs": live(Engine(base, "never"), sets["dev"], score)["macs"]}
     tell(f"{given.task}: full depth scores {full['dev']:.2f} on dev, {full['calibration']:.2f} on the calibration rows")

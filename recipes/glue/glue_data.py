@@ -84,12 +84,6 @@ class Within:
         return sum(f" {text.strip()} " in self.texts[place] for place in rarest)
 
 
-def whole_texts(rows: Sequence[Example]) -> list[int]:
-    """Places of the rows whose first text stands in no other row's."""
-    everywhere = Within([row.first for row in rows])
-    return [place for place, row in enumerate(rows) if everywhere.times(row.first) == 1]
-
-
 def parted(rows: Sequence[Example], held: int, seed: int = 0) -> tuple[list[Example], list[Example]]:
     """(rows to learn from, `held` rows to calibrate on), drawn once.
 
@@ -98,8 +92,8 @@ def parted(rows: Sequence[Example], held: int, seed: int = 0) -> tuple[list[Exam
     """
     order = list(range(len(rows)))
     Random(seed).shuffle(order)
-    known = set(whole_texts(rows))
-    whole = [place for place in order if place in known]
+    everywhere = Within([row.first for row in rows])
+    whole = [place for place in order if everywhere.times(rows[place].first) == 1]
     kept, out = whole[:held], set(whole[:held])
     texts = {rows[place].first for place in kept}
     inside, others = Within(list(texts)), Within([rows[place].first for place in whole[held:] if rows[place].first not in texts])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,6 @@ class Tuning:
 
 
 TUNINGS = (Tuning(5e-5, 0.8, "cosine", 0.32), Tuning(1e-4, 1.5, "linear"), Tuning(5e-5, 2.0, "linear"))
-ON_WHOLE = Tuning(3e-5, 1.0, "linear")  # of the whole texts alone, after each, where most rows are parts of others
 EPOCHS = {"deebert": 0.15, "fastbert": 0.15, "pabee": 0.25, "berxit": 0.2, "palbert": 0.1}  # times those of the fine-tuning
 RATES = {"deebert": 1e-3, "fastbert": 1e-3, "pabee": 5e-5, "berxit": 5e-5, "palbert": 5e-5}
 DONE = "done.safetensors"
@@ -44,13 +43,11 @@ DONE = "done.safetensors"
 
 @dataclass(frozen=True)
 class School:
-    """What every stage is given: a maker of the untuned classifier, the rows to learn from, those of them that are whole texts where most
-    are not, where to write, how often the fine-tuning sees all rows, what exits read (`schooling.read_by`), and how many fine-tunings there
-    are to average."""
+    """What every stage is given: a maker of the untuned classifier, the rows to learn from, where to write, how often the fine-tuning sees
+    all rows, what exits read (`schooling.read_by`), and how many fine-tunings are averaged."""
 
     make: Callable[[], nn.Module]
     rows: Encoded
-    whole: Encoded | None
     folder: Path
     epochs: float
     reads: str = AUTO
@@ -59,20 +56,15 @@ class School:
 
     def settings(self, stage: str) -> Settings:
         """How long and how fast a method's exits learn."""
-        return self._settings(stage, Tuning(RATES[stage], EPOCHS[stage], "cosine"), self.rows)
+        return self._settings(stage, Tuning(RATES[stage], EPOCHS[stage], "cosine"))
 
-    def tunings(self) -> list[tuple[Settings, Encoded]]:
-        """The same of each fine-tuning, with its rows; one on whole texts goes on from the one before it."""
-        found = []
-        for number, tuning in enumerate(TUNINGS[: self.soup], start=1):
-            found.append((self._settings(f"{TUNED}-{number}", tuning, self.rows), self.rows))
-            if self.whole is not None:
-                found.append((self._settings(f"{TUNED}-{number}-whole", ON_WHOLE, self.whole), self.whole))
-        return found
+    def tunings(self) -> list[Settings]:
+        """The same of each fine-tuning."""
+        return [self._settings(f"{TUNED}-{number}", tuning) for number, tuning in enumerate(TUNINGS[: self.soup], start=1)]
 
-    def _settings(self, stage: str, tuning: Tuning, rows: Encoded) -> Settings:
+    def _settings(self, stage: str, tuning: Tuning) -> Settings:
         """In steps, so that a busy machine changes nothing but the time."""
-        steps = max(1, round(self.epochs * tuning.epochs * len(rows) / ROWS))
+        steps = max(1, round(self.epochs * tuning.epochs * len(self.rows) / ROWS))
         return Settings(
             self.folder / stage,
             steps=steps,
@@ -85,10 +77,9 @@ class School:
             seed=self.seed,
         )
 
-    def batch(self, step: int, rows: Encoded | None = None) -> Labelled:
+    def batch(self, step: int) -> Labelled:
         """The batch of a training step."""
-        rows = rows or self.rows
-        inputs, labels = rows.batch(rows.drawn(step, ROWS, self.seed))
+        inputs, labels = self.rows.batch(self.rows.drawn(step, ROWS, self.seed))
         return Labelled(inputs, labels, step)
 
 
@@ -111,31 +102,17 @@ def _plain(model: nn.Module, batch: Labelled) -> dict[str, Tensor]:
     return {"loss": loss}
 
 
-def tuned(school: School, score: Callable[[nn.Module], float]) -> nn.Module:
-    """The classifier, fine-tuned; of several fine-tunings from the same beginning, the mean of the weights of those that together score
-    best on held-out rows, chosen greedily, the best first (model soups, Wortsman et al. 2022, arXiv:2203.05482, recipe 1)."""
-    model, found = school.make(), list[tuple[float, dict[str, Tensor]]]()
-    for settings, rows in school.tunings():
-        if rows is not school.whole:
-            model = school.make()
-        _kept(settings, model, partial(train, model, partial(school.batch, rows=rows), _plain))
-        found.append((score(model), {name: value.clone() for name, value in model.state_dict().items()}))
-    found.sort(key=lambda one: -one[0])
-    best, taken = found[0][0], [found[0][1]]
-    for _, weights in found[1:]:
-        model.load_state_dict(_mean([*taken, weights]))
-        if (here := score(model)) >= best:
-            best, taken = here, [*taken, weights]
-    model.load_state_dict(_mean(taken))
+def tuned(school: School) -> nn.Module:
+    """The classifier, fine-tuned; of several fine-tunings from the same beginning, the mean of their weights (model soups, Wortsman et al.
+    2022, arXiv:2203.05482)."""
+    model, total = school.make(), dict[str, Tensor]()
+    for settings in school.tunings():
+        one = school.make()
+        _kept(settings, one, partial(train, one, school.batch, _plain))
+        for name, value in one.state_dict().items():
+            total[name] = value + total[name] if name in total else value.clone()
+    model.load_state_dict({name: value / school.soup if value.is_floating_point() else value for name, value in total.items()})
     return model.eval()
-
-
-def _mean(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Of each weight; what is no floating number is that of the first."""
-    return {
-        name: torch.stack([each[name] for each in weights]).mean(0) if value.is_floating_point() else value
-        for name, value in weights[0].items()
-    }
 
 
 def trained(school: School, base: nn.Module, name: str) -> tuple[nn.Module, Exits]:
