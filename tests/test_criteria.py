@@ -101,14 +101,15 @@ def test_a_single_vector_is_measured_as_in_a_batch() -> None:
     after = before + 0.1 * after
     batch = similarity(before, after)
     alone = [similarities(before[i : i + 1], after[i : i + 1])[0] for i in range(8)]
-    assert alone == pytest.approx(batch.tolist(), abs=1e-6)
+    assert alone == pytest.approx(batch.tolist(), abs=1e-6) and alone == [single(sure) for sure in alone]
     assert similarities(before[:1] * 0, after[:1]) == [0.0]
     assert similarities(before[:1].bfloat16(), after[:1].bfloat16()) == similarity(before[:1].bfloat16(), after[:1].bfloat16()).tolist()
 
 
 def test_a_threshold_that_was_measured_equals_itself() -> None:
-    """A measurement is float32; a threshold of 0.7 is not one, and as a number of the host it lies above float32's 0.7."""
-    measured = similarity(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.7, (1 - 0.7**2) ** 0.5]]]))
-    assert measured.tolist() == [single(0.7)] and single(0.7) != 0.7
-    assert Saturation(0.7).leaves(measured.tolist(), Step(1, 4), [0]) == [False]
-    assert Reading(lambda view: view.token, 0.7, strict=False).leaves([single(0.7)], Step(1, 4), [0]) == [True]
+    """A measurement is float32; a threshold of 0.1 is not one, and as a number of the host it lies below float32's 0.1."""
+    measured = similarity(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.1, (1 - 0.1**2) ** 0.5]]])).tolist()
+    assert measured == [single(0.1)] and single(0.1) > 0.1
+    assert Saturation(0.1).leaves(measured, Step(1, 4), [0]) == [False]
+    assert Reading(lambda view: view.token, 0.1).leaves(measured, Step(1, 4), [0]) == [False]
+    assert Reading(lambda view: view.token, 0.7, strict=False).leaves([single(0.7)], Step(1, 4), [0]) == [True]  # which lies below 0.7

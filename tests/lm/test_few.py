@@ -97,7 +97,7 @@ def test_the_norm_is_that_of_float64(built: Kernel, width: int) -> None:
 
 CASES = [  # (slots that are filled, new tokens, heads, groups, width, window) of rows
     ((40,), 3, 9, 3, 64, None), ((0,), 16, 4, 2, 32, None), ((5, 70, 33), 2, 4, 1, 80, None), ((300, 300), 1, 8, 8, 128, 50),
-    ((90, 20), 7, 4, 4, 256, 30), ((17,), 1, 2, 1, 16, 1),
+    ((90, 20), 7, 4, 4, 256, 30), ((17,), 1, 2, 1, 16, 1), ((63,), 3, 4, 2, 64, None),
 ]  # fmt: skip
 
 
@@ -154,6 +154,25 @@ def test_models_say_the_same_with_and_without(built: Kernel, monkeypatch: pytest
             said.append(walked(Stair(backbone, 2, policy), tokens, depths, 70))
     torch.testing.assert_close(said[0], said[1], **CLOSE)
     assert not torch.equal(said[0], said[1])  # it took part
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("policy", ["run late", "recompute", "propagate", "copy"])
+@pytest.mark.parametrize("kind,window", [("Llama", {}), ("Mistral", {"sliding_window": 6})])
+def test_rows_that_go_apart_say_the_same(
+    built: Kernel, monkeypatch: pytest.MonkeyPatch, kind: str, window: dict[str, int], policy: str
+) -> None:
+    """With heads of 16, which the kernel attends for; rows come together, go apart and change their number."""
+    torch.manual_seed(0)
+    model, _ = small(kind, hidden_size=64, **window)
+    tokens = [words(90, seed) for seed in (1, 2, 3)]
+    depths, said = [[4, 1, 2, 4, 3] * 4, [1, 3, 4, 4, 2] * 4, [4, 4, 1, 4, 4] * 4], []
+    for wish in ("1", "0"):
+        monkeypatch.setenv("EXITWISE_KERNEL", wish)
+        backbone = Backbone(model, families.of(model)[1])
+        assert all(lean is not None and lean.unmasked(Span(None, (0,), 1)) == (wish == "1") for lean in backbone.leans)
+        said.append(walked(Stair(backbone, 3, policy), tokens, depths, 70))
+    torch.testing.assert_close(said[0], said[1], **CLOSE)
 
 
 @torch.no_grad()
