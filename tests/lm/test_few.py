@@ -140,6 +140,9 @@ def test_great_scores_and_nan_are_no_trouble(built: Kernel) -> None:
     assert torch.equal(built.attend(brought, still, span, store, None, 1.0), torch.full((1, 1, 1, 16), 3.0))
     spoiled = torch.full_like(query, float("nan")), *brought[1:]
     assert built.attend(spoiled, still, span, store, None, 1.0).isnan().all()
+    assert store.keys is not None
+    store.keys[..., 1, 0] = float("nan")  # one of three: it is not left out of the sum
+    assert built.attend(brought, still, span, store, None, 1.0).isnan().all()
 
 
 @pytest.mark.parametrize("policy", ["run late", "propagate"])

@@ -125,7 +125,7 @@ void product(const Job& job, int threads) {
   }
 }
 
-// e to the x for x <= 0, to float32's rounding; 0 below -87. By 2^n 2^f, f in [-1/2, 1/2], with f's series to the seventh term.
+// e to the x for x <= 0, to float32's rounding; 0 from -87 down, and what is no number stays none. By 2^n 2^f, f in [-1/2, 1/2], with f's series to the seventh term.
 inline Lanes exponential(Lanes x) {
   typedef int32_t Whole __attribute__((vector_size(4 * LANES)));
   const Lanes shift = Lanes{} + 12582912.0f, power = x * 1.44269504f, n = (power + shift) - shift;
@@ -135,7 +135,7 @@ inline Lanes exponential(Lanes x) {
   const Whole scale = (__builtin_convertvector(n, Whole) + 127) << 23;
   Lanes two;
   std::memcpy(&two, &scale, sizeof two);
-  const Whole kept = x > -87.0f, bits = kept & (Whole)(sum * two);
+  const Whole kept = ~(x <= -87.0f), bits = kept & (Whole)(sum * two);
   Lanes out;
   std::memcpy(&out, &bits, sizeof out);
   return out;

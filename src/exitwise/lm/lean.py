@@ -24,7 +24,7 @@ MOST_NORMED = 64 * 1024  # numbers that one thread norms no slower than PyTorch'
 
 
 def norm_of(module: nn.Module | None) -> Norm | None:
-    """A root-mean-square norm in five operations, whichever way the module keeps its gain; None if it is another norm."""
+    """A root-mean-square norm in few operations, whichever way the module keeps its gain; None if it is another norm."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if module is None or not isinstance(weight, Tensor) or not isinstance(eps, float) or getattr(module, "bias", None) is not None:
@@ -124,16 +124,16 @@ class Lean:
         query, keys = self.q(x).view(rows, tokens, -1, self.width), self.k(x).view(rows, tokens, -1, self.width)
         if self.q_norm is not None and self.k_norm is not None:
             query, keys = self.q_norm(query), self.k_norm(keys)
+        value, turn = self.v(x).view(rows, tokens, -1, self.width), aids["rotary"]
         if self.k.kernel is not None and self.unmasked(span):
-            value = self.v(x).view(rows, tokens, -1, self.width)
-            out = self.k.kernel.attend((query, keys, value), aids["rotary"], span, store, window, self.scale)
-            return self._added(flat, self.o, out.view(rows * tokens, -1), self.attn_after).view(rows, tokens, width)
-        heads, (cos, sin) = query.shape[2], aids["rotary"]
-        both = torch.cat((query, keys), 2)
-        both = torch.addcmul(both * cos, both.roll(self.width // 2, -1), sin).transpose(1, 2)
-        store.write(span, both[:, heads:], self.v(x).view(rows, tokens, -1, self.width).transpose(1, 2))
-        out = attend(both[:, :heads], *store.read(span), mask, self.scale).transpose(1, 2).reshape(rows * tokens, -1)
-        return self._added(flat, self.o, out, self.attn_after).view(rows, tokens, width)
+            out = self.k.kernel.attend((query, keys, value), turn, span, store, window, self.scale)
+        else:
+            heads, (cos, sin) = query.shape[2], turn
+            both = torch.cat((query, keys), 2)
+            both = torch.addcmul(both * cos, both.roll(self.width // 2, -1), sin).transpose(1, 2)
+            store.write(span, both[:, heads:], value.transpose(1, 2))
+            out = attend(both[:, :heads], *store.read(span), mask, self.scale).transpose(1, 2)
+        return self._added(flat, self.o, out.reshape(rows * tokens, -1), self.attn_after).view(rows, tokens, width)
 
     def fill(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any]) -> None:
         """Keys and values alone."""
