@@ -68,7 +68,7 @@ def write_answers(given: argparse.Namespace) -> None:
     answerer, began, tokens, spent = Answerer(model, LONGEST + MOST, ROWS), time.monotonic(), 0, 0.0
     todo = batches(asked(tokenizer, given.data, given.scale))
     tell(f"{sum(map(len, todo))} prompts in {len(todo)} batches, {sum(len(ids) for batch in todo for _, ids in batch)} prompt tokens")
-    for number, batch in enumerate(todo):
+    for number, batch in list(enumerate(todo))[given.turn :: given.beside]:
         file = folder / f"{number:04d}.safetensors"
         if file.exists():
             continue
@@ -139,6 +139,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".data/kangaroo"))
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--scale", type=float, default=1.0, help="how many prompts, as a multiple of 3,600")
+    parser.add_argument("--beside", type=int, default=1, help="processes that write answers into the same folder, one thread each")
+    parser.add_argument("--turn", type=int, default=0, help="which of them this one is, from 0")
     parser.add_argument("--depth", type=int, default=3, help="layers that run before the adapter")
     parser.add_argument("--ffn", action="store_true", help="a feed-forward net in the adapter, which the paper has not")
     parser.add_argument("--words", type=int, default=8192, help="the short list of the vocabulary that is drafted from")

@@ -28,6 +28,13 @@ from exitwise.lm.stair import Stair
 from exitwise.lm.store import Span, Store
 
 
+def setting(patch: pytest.MonkeyPatch, **variables: str) -> None:
+    """Sets environment variables; the kernel is looked for anew."""
+    for name, value in variables.items():
+        patch.setenv(name, value)
+    few.kernel.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a kernel that was built for these tests."""
@@ -35,7 +42,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"no C++ compiler ({', '.join(few.COMPILERS)})")
     folder: Path = tmp_path_factory.mktemp("kernel")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EXITWISE_CACHE", str(folder))
+        setting(patch, EXITWISE_CACHE=str(folder))
         few.build()
     return folder
 
@@ -43,8 +50,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def built(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     """The kernel, in force."""
-    monkeypatch.setenv("EXITWISE_CACHE", str(cache))
-    monkeypatch.delenv("EXITWISE_KERNEL", raising=False)
+    setting(monkeypatch, EXITWISE_CACHE=str(cache), EXITWISE_KERNEL="1")
     found = few.kernel()
     assert found is not None
     yield found
@@ -93,6 +99,20 @@ def test_the_norm_is_that_of_float64(built: Kernel, width: int) -> None:
     torch.testing.assert_close(built.norm(states, gain, floor).double(), want, atol=1e-6, rtol=1e-5)
     turned = states.transpose(0, 1)
     torch.testing.assert_close(built.norm(turned, gain, floor).double(), want.transpose(0, 1), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 12, 64, 83, 576])
+def test_cosines_are_those_of_float64(built: Kernel, width: int) -> None:
+    """Rows that lie apart, a zero vector, which is like nothing, and one that is no number."""
+    one, other = drawn(5, 2, width)[:, 0], drawn(5, 2, width, seed=1)[:, 1]
+    one[3] = 0.0
+    want = torch.cosine_similarity(one.double(), other.double(), dim=-1)
+    torch.testing.assert_close(torch.tensor(built.cosines(one, other)).double(), want, atol=1e-6, rtol=1e-6)
+    assert built.cosines(one, other)[2:4] == [*built.cosines(one[2:3], other[2:3]), 0.0]
+    one[1, -1] = float("nan")
+    assert torch.tensor(built.cosines(one, other)).isnan().tolist() == [False, True, False, False, False]
+    with pytest.raises(RuntimeError, match="no cosines"):
+        built.cosines(one, other[:2])
 
 
 CASES = [  # (slots that are filled, new tokens, heads, groups, width, window) of rows
@@ -151,7 +171,7 @@ def test_models_say_the_same_with_and_without(built: Kernel, monkeypatch: pytest
     tokens, depths, said = [words(90, 1), words(90, 2)], [[4, 1, 2, 4, 3] * 4, [1, 3, 4, 4, 2] * 4], []
     with torch.no_grad():
         for wish in ("1", "0"):
-            monkeypatch.setenv("EXITWISE_KERNEL", wish)
+            setting(monkeypatch, EXITWISE_KERNEL=wish)
             backbone = backbone_of(case)
             assert {lean.gate.kernel is not None for lean in backbone.leans if lean is not None} == {wish == "1"}
             said.append(walked(Stair(backbone, 2, policy), tokens, depths, 70))
@@ -171,7 +191,7 @@ def test_rows_that_go_apart_say_the_same(
     tokens = [words(90, seed) for seed in (1, 2, 3)]
     depths, said = [[4, 1, 2, 4, 3] * 4, [1, 3, 4, 4, 2] * 4, [4, 4, 1, 4, 4] * 4], []
     for wish in ("1", "0"):
-        monkeypatch.setenv("EXITWISE_KERNEL", wish)
+        setting(monkeypatch, EXITWISE_KERNEL=wish)
         backbone = Backbone(model, families.of(model)[1])
         assert all(lean is not None and lean.unmasked(Span(None, (0,), 1)) == (wish == "1") for lean in backbone.leans)
         said.append(walked(Stair(backbone, 3, policy), tokens, depths, 70))
@@ -252,7 +272,7 @@ def test_what_does_not_fit_is_refused_and_not_read(built: Kernel) -> None:
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("EXITWISE_CACHE", str(tmp_path))
+    setting(monkeypatch, EXITWISE_CACHE=str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert few.kernel() is None
@@ -272,7 +292,7 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_a_spoiled_library_is_left_aside_and_built_anew(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("EXITWISE_CACHE", str(tmp_path))
+    setting(monkeypatch, EXITWISE_CACHE=str(tmp_path))
     few.library().write_bytes(b"no library")
     with pytest.warns(UserWarning, match="is left aside: .*exitwise kernel"):
         assert few.kernel() is None
@@ -280,7 +300,7 @@ def test_a_spoiled_library_is_left_aside_and_built_anew(cache: Path, monkeypatch
 
 
 def test_a_kernel_that_multiplies_wrongly_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("EXITWISE_CACHE", str(tmp_path))
+    setting(monkeypatch, EXITWISE_CACHE=str(tmp_path))
     source = tmp_path / "few.cpp"
     text = few.SOURCE.read_text(encoding="utf-8")
     source.write_text(text.replace("matrix[r] * token;", "matrix[r] + token;"), encoding="utf-8")
@@ -293,22 +313,23 @@ def test_a_kernel_that_multiplies_wrongly_is_not_kept(cache: Path, monkeypatch: 
         blind.setattr(Kernel, "sound", lambda self: True)
         few.build()
     few._found.cache_clear()
+    few.kernel.cache_clear()
     with pytest.warns(UserWarning, match="left aside: its products are wrong"):
         assert few.kernel() is None
 
 
 def test_it_can_be_left_aside(built: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EXITWISE_KERNEL", "0")
+    setting(monkeypatch, EXITWISE_KERNEL="0")
     assert few.kernel() is None
 
 
 def test_the_command_tells_where_it_lies_and_what_it_gains(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("EXITWISE_CACHE", str(cache))
+    setting(monkeypatch, EXITWISE_CACHE=str(cache))
     done = CliRunner().invoke(app, ["kernel", "--json"])
     told = json.loads(done.stdout)
     assert done.exit_code == 0 and Path(told["path"]) == few.library() and set(told["times_as_fast"]) == {"1", "2", "4", "8", "16"}
     assert all(gain > 0 for gain in told["times_as_fast"].values())
-    monkeypatch.setenv("EXITWISE_CACHE", str(tmp_path))
+    setting(monkeypatch, EXITWISE_CACHE=str(tmp_path))
     monkeypatch.setenv("CXX", "none-such-compiler")
     refused = CliRunner().invoke(app, ["kernel"])
     assert refused.exit_code == 2 and "BuildError: The compiler none-such-compiler could not be run" in refused.stderr

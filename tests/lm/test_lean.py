@@ -12,6 +12,7 @@ from tests.lm.parts import CLOSE, LANGUAGE, LEAN, backbone_of, walked, words
 from torch import nn
 
 from exitwise import families
+from exitwise.lm import few
 from exitwise.lm.backbone import Backbone
 from exitwise.lm.lean import attend, filled_up, lean_of, norm_of
 from exitwise.lm.stair import Stair
@@ -44,6 +45,7 @@ def test_lean_layers_say_what_the_layers_say(case: str, policy: str) -> None:
 def test_few_rows_are_filled_up_and_say_what_each_says_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile of 16 for 8 to 15 rows, in layers and in the head, where there is no kernel; what was filled in is never seen."""
     monkeypatch.setenv("EXITWISE_KERNEL", "0")
+    few.kernel.cache_clear()
     assert [len(filled_up(torch.ones(n, 3))) for n in (1, 7, 8, 15, 16, 17)] == [1, 7, 16, 16, 16, 17]
     assert filled_up(torch.ones(9, 3)).sum() == 27
     for case in ("llama", "gemma", "gpt2"):

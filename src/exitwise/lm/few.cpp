@@ -1,5 +1,5 @@
 // What a layer does with few tokens, in float32: products with a matrix at the price of reading it once, and attention where keys and values
-// lie. Compiled by few.py, called through ctypes. Numbers of a token are the same, bit by bit, with whichever tokens it comes, and on
+// lie; and what a rule asks after it. Compiled by few.py, called through ctypes. Numbers of a token are the same, bit by bit, with whichever tokens it comes, and on
 // however many threads: the order of additions depends on the width of a product alone, and on the slots that a token looks at.
 //
 // Products. Each thread has its share of the matrix's rows and walks them a few at a time; of each it reads 16 numbers and multiplies them with those
@@ -260,6 +260,26 @@ extern "C" int exitwise_attend(const Look* look, int threads) {
     default: looked<0>(*look, threads);
   }
   return 0;
+}
+
+// out (count) = the cosine of each row of one and of other (count, width); 0 where one of them is zero.
+extern "C" void exitwise_cosines(const float* one, const float* other, float* out, int64_t count, int64_t width) {
+  const int64_t whole = width / LANES * LANES;
+  for (int64_t row = 0; row < count; row++, one += width, other += width) {
+    Lanes sums[3] = {};
+    const auto add = [&sums](Lanes a, Lanes b) {
+      sums[0] += a * b;
+      sums[1] += a * a;
+      sums[2] += b * b;
+    };
+    for (int64_t at = 0; at < whole; at += LANES) add(take(one + at), take(other + at));
+    add(take(one + whole, width - whole), take(other + whole, width - whole));
+    float dots[3] = {};
+    for (int s = 0; s < 3; s++)
+      for (int i = 0; i < LANES; i++) dots[s] += sums[s][i];
+    const float lengths = std::sqrt(dots[1]) * std::sqrt(dots[2]);
+    out[row] = dots[0] / (lengths < 1e-8f ? 1e-8f : lengths);  // what is no number stays none
+  }
 }
 
 // out (count, width) = each row of states (count, width) times gain (width), by the root of its squares' sum plus floor.

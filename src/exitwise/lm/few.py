@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -60,6 +61,9 @@ class Kernel:
         self._norm = opened.exitwise_norm
         self._norm.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_float, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         self._norm.restype = None
+        self._cosines = opened.exitwise_cosines
+        self._cosines.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 2
+        self._cosines.restype = None
 
     def __call__(self, tokens: Tensor, matrix: Tensor, onto: Tensor | None = None) -> Tensor:
         """(count, rows): tokens (count, width), at most `MOST`, by the transpose of the matrix (rows, width), plus `onto` (count, rows).
@@ -89,6 +93,16 @@ class Kernel:
             raise RuntimeError(f"A gain of {tuple(gain.shape)} does not fit states {tuple(states.shape)} of {states.dtype}.")
         self._norm(states.data_ptr(), gain.data_ptr(), floor, out.data_ptr(), states.numel() // width, width)
         return out
+
+    def cosines(self, one: Tensor, other: Tensor) -> list[float]:
+        """The cosine of each vector of one and of other, of one shape (..., width), in float32 on the CPU; 0 where one is zero."""
+        shape = one.shape
+        if other.shape != shape or one.dtype != torch.float32 or other.dtype != torch.float32:
+            raise RuntimeError(f"{tuple(shape)} of {one.dtype} and {tuple(other.shape)} of {other.dtype} have no cosines here.")
+        one, other, count = one.contiguous(), other.contiguous(), math.prod(shape[:-1])
+        out = (ctypes.c_float * count)()
+        self._cosines(one.data_ptr(), other.data_ptr(), out, count, shape[-1])
+        return list(out)
 
     def attend(
         self,
@@ -146,8 +160,10 @@ class Kernel:
         return True
 
 
+@cache
 def kernel() -> Kernel | None:
-    """The kernel, if it was built for this machine and is not left aside."""
+    """The kernel, if it was built for this machine and is not left aside; looked for once in a process, since a rule asks for it after each
+    layer."""
     return None if os.environ.get("EXITWISE_KERNEL") == "0" else _found(library())
 
 
@@ -218,6 +234,7 @@ def build() -> Kernel:
             raise BuildError(f"{' '.join(named)} compiled a kernel that multiplies wrongly; it was not kept. Name another compiler in CXX.")
         made.replace(file)
     _found.cache_clear()
+    kernel.cache_clear()
     built = _found(file)
     assert built is not None
     return built
