@@ -90,6 +90,31 @@ def test_a_token_has_the_same_numbers_in_any_company(built: Kernel) -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("rows,width", [(1, 1), (37, 83), (64, 640), (33, 1500)])
+@pytest.mark.parametrize("tangent", [False, True])
+def test_what_is_gated_is_that_of_float64(built: Kernel, rows: int, width: int, tangent: bool) -> None:
+    """To the rounding of two sums in float32, one times the other; a token's numbers are the same in any company and on any number of
+    threads. Far out (640) the gate is all or nothing."""
+    gate, up, tokens, threads = drawn(rows, width), drawn(rows, width, seed=1), drawn(MOST, width, seed=2), torch.get_num_threads()
+    if width == 640:
+        gate = 30 * gate
+    one, other = tokens.double() @ gate.double().T, tokens.double() @ up.double().T
+    want = (torch.nn.functional.gelu(one, approximate="tanh") if tangent else torch.nn.functional.silu(one)) * other
+    found = built.gated(tokens, gate, up, tangent)
+    torch.testing.assert_close(found.double(), want, atol=2e-4 * width**0.5 * float(gate.abs().max()), rtol=1e-4)
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            alone = torch.cat([built.gated(tokens[i : i + 1], gate, up, tangent) for i in range(MOST)])
+            assert torch.equal(alone, found) and torch.equal(built.gated(tokens[3:8], gate, up, tangent), found[3:8])
+    finally:
+        torch.set_num_threads(threads)
+    with pytest.raises(RuntimeError, match="do not fit"):
+        built.gated(tokens, gate, up[:0], tangent)
+    tokens[2, 0] = float("nan")
+    assert built.gated(tokens, gate, up, tangent).isnan().any(1).nonzero().tolist() == [[2]]
+
+
 @pytest.mark.parametrize("width", [12, 64, 83])
 def test_the_norm_is_that_of_float64(built: Kernel, width: int) -> None:
     """Of states so small that the floor is half of the sum too."""
@@ -145,6 +170,35 @@ def test_attention_is_that_of_pytorch(
     for mine, theirs in ((ours.keys, plain.keys), (ours.values, plain.values)):
         assert mine is not None and theirs is not None
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("starts,tokens,heads,groups,width,window", CASES)
+def test_attention_of_a_token_is_the_same_in_any_company(
+    built: Kernel, starts: tuple[int, ...], tokens: int, heads: int, groups: int, width: int, window: int | None
+) -> None:
+    """Bit by bit: all rows and tokens at once, or each row's tokens one after another;
+    a later token that is no number changes none before."""
+    rows = len(starts)
+    query, keys, values = (drawn(rows, tokens, n, width, seed=seed) for seed, n in enumerate((heads, groups, groups), start=2))
+    if tokens > 1:
+        keys[:, -1], values[:, -1] = float("nan"), float("nan")
+    still = torch.ones(1, tokens, 1, width), torch.zeros(1, tokens, 1, width)
+    past = [drawn(rows, groups, max(starts), width, seed=seed) for seed in (5, 6)]
+    together, apart = Store(rows), Store(rows)
+    for store in (together, apart):
+        if max(starts):
+            store.write(Span(None, (0,) * rows, max(starts)), *past)
+    want = built.attend((query, keys, values), still, Span(None, starts, tokens), together, window, 0.3)
+    one = [part[:, :1] for part in still]
+    for row, start in enumerate(starts):
+        for token in range(tokens):
+            brought = [part[row : row + 1, token : token + 1] for part in (query, keys, values)]
+            found = built.attend(
+                (brought[0], brought[1], brought[2]), (one[0], one[1]), Span((row,), (start + token,), 1), apart, window, 0.3
+            )
+            assert torch.equal(found[0, 0], want[row, token]) or (
+                token == tokens - 1 and found.isnan().all() and want[row, token].isnan().all()
+            )
 
 
 def test_great_scores_and_nan_are_no_trouble(built: Kernel) -> None:

@@ -6,9 +6,9 @@
 // of every token, which stay in the first cache because the width is taken in pieces. At most 16 sums are under way, each a vector of 16
 // parts; they are folded together, all at once, into one vector with a sum in each lane.
 //
-// Attention. Each thread has some of the pairs of a token and a head. Queries and keys are turned to their positions, keys and values written
-// to their slots, and each query looks at the slots up to its own: sixteen products with keys at once, exponentials in lanes, and the sum
-// of the values.
+// Attention. Each thread has some of the pairs of a token and a head, four at a time that share keys and values. Queries and keys are turned
+// to their positions, keys and values written to their slots, and each query looks at the slots up to its own: products with sixteen keys
+// at once, exponentials in lanes, and the sum of the values.
 
 #include <omp.h>
 
@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -23,6 +24,7 @@ namespace {
 constexpr int LANES = 16;
 constexpr int64_t PIECE = 640;  // of the width: 16 tokens of it are 40 KiB
 constexpr int MOST_WIDTH = 512;  // of a head
+constexpr int TOGETHER = 4;      // queries that read a key together
 
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 
@@ -112,16 +114,21 @@ void piece(const Job& job, int64_t start, int64_t stop, int64_t row, int64_t end
     if (row < end) piece<COUNT, 1>(job, start, stop, row, end);
 }
 
+// The matrix's rows [from, to), the whole width.
 template <int COUNT, int ROWS>
-void product(const Job& job, int threads) {
+void share(const Job& job, int64_t from, int64_t to) {
   const int64_t pieces = (job.width + PIECE - 1) / PIECE;
   const int64_t step = ((job.width + pieces - 1) / pieces + LANES - 1) / LANES * LANES;
+  for (int64_t start = 0; start < job.width; start += step)
+    piece<COUNT, ROWS>(job, start, start + step < job.width ? start + step : job.width, from, to);
+}
+
+template <int COUNT, int ROWS>
+void product(const Job& job, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-    const int64_t from = job.rows * me / all, to = job.rows * (me + 1) / all;
-    for (int64_t start = 0; start < job.width; start += step)
-      piece<COUNT, ROWS>(job, start, start + step < job.width ? start + step : job.width, from, to);
+    share<COUNT, ROWS>(job, job.rows * me / all, job.rows * (me + 1) / all);
   }
 }
 
@@ -139,6 +146,34 @@ inline Lanes exponential(Lanes x) {
   Lanes out;
   std::memcpy(&out, &bits, sizeof out);
   return out;
+}
+
+// x / (1 + e^-v), where v is x (SiLU), or 2 sqrt(2 / pi) (x + 0.044715 x^3), which makes it GELU by the tangent. In one place, so that a
+// number does not depend on the lane in which it lies.
+__attribute__((noinline)) Lanes bent(Lanes x, bool tangent) {
+  const Lanes v = tangent ? 1.5957691216f * (x + 0.044715f * x * x * x) : x;
+  const Lanes power = exponential(v < 0.0f ? v : -v), whole = Lanes{} + 1.0f;
+  return x * ((v < 0.0f ? power : whole) / (whole + power));
+}
+
+// What a gated feed-forward net holds in the middle: each thread bends its own rows of the gate and multiplies them with those of the other.
+template <int COUNT, int ROWS>
+void gated(const Job& gate, const Job& up, bool tangent, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+    const int64_t from = up.rows * me / all, to = up.rows * (me + 1) / all, own = to - from;
+    std::vector<float> bend(COUNT * own);
+    share<COUNT, ROWS>(Job{gate.matrix + from * gate.width, gate.tokens, nullptr, bend.data(), own, gate.width}, 0, own);
+    share<COUNT, ROWS>(up, from, to);
+    for (int64_t t = 0; t < COUNT; t++)
+      for (int64_t at = 0; at < own; at += LANES) {
+        const int64_t some = std::min<int64_t>(LANES, own - at);
+        float* here = up.out + t * up.rows + from + at;
+        const Lanes made = bent(take(bend.data() + t * own + at, some), tangent) * take(here, some);
+        std::memcpy(here, &made, some * sizeof(float));
+      }
+  }
 }
 
 struct Look {
@@ -168,70 +203,138 @@ void written(const Look& look, int64_t row, int64_t group) {
   }
 }
 
-// What one head gives for a token of a row. VECTORS: of a head's width, 0 where it is only known now. scores: room for all slots, and a
-// vector more.
-template <int VECTORS>
-void attended(const Look& look, int64_t row, int64_t token, int64_t head, float* scores) {
-  const int64_t group = head / (look.heads / look.groups), width = look.width, vectors = VECTORS ? VECTORS : width / LANES;
+// The same sums of values for QUERIES queries: slots [start, stop), V vectors of a head's width. scores: a query's are `room` apart.
+template <int QUERIES, int V>
+void weighed(const float* values, int64_t width, const float* scores, int64_t room, int64_t start, int64_t stop, Lanes* sums, int64_t apart) {
+  Lanes own[QUERIES][V];
+#pragma GCC unroll 4
+  for (int q = 0; q < QUERIES; q++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) own[q][v] = sums[q * apart + v];
+  for (int64_t slot = start; slot < stop; slot++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const Lanes value = take(values + slot * width + v * LANES);
+#pragma GCC unroll 4
+      for (int q = 0; q < QUERIES; q++) own[q][v] += scores[q * room + slot] * value;
+    }
+#pragma GCC unroll 4
+  for (int q = 0; q < QUERIES; q++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) sums[q * apart + v] = own[q][v];
+}
+
+// What QUERIES pairs of a token and a head give, from the one numbered `pair` on, which share a row and a group's keys and values; pairs are
+// numbered token by token. Slots are taken sixteen at a time from a multiple of sixteen on, so that nothing hangs on who shares the call.
+// VECTORS: of a head's width, a multiple of four, or 0 where it is only known now. scores: room for QUERIES times `room`, all slots and a vector more.
+template <int VECTORS, int QUERIES>
+void attended(const Look& look, int64_t row, int64_t group, int64_t pair, float* scores, int64_t room) {
+  const int64_t heads = look.heads / look.groups, width = look.width, vectors = VECTORS ? VECTORS : width / LANES;
   const float* keys = look.held_keys + (look.places[row] * look.groups + group) * look.slots * width;
   const float* values = look.held_values + (look.places[row] * look.groups + group) * look.slots * width;
-  alignas(64) float query[MOST_WIDTH];
-  const int64_t place = ((row * look.tokens + token) * look.heads + head) * width;
-  const int64_t end = look.starts[row] + token + 1, first = std::max<int64_t>(0, end - look.window), count = end - first;
-  turned(look, row, token, look.queries + place, query, look.scale);
-  Lanes most = Lanes{} - 3.0e38f;
-  for (int64_t slot = 0; slot < count; slot += LANES) {
-    Lanes parts[LANES];
-#pragma GCC unroll 16
+  alignas(64) float queries[QUERIES * MOST_WIDTH];
+  int64_t places[QUERIES], firsts[QUERIES], ends[QUERIES];
+  for (int q = 0; q < QUERIES; q++) {
+    const int64_t token = (pair + q) / heads, head = group * heads + (pair + q) % heads;
+    places[q] = ((row * look.tokens + token) * look.heads + head) * width;
+    ends[q] = look.starts[row] + token + 1;
+    firsts[q] = std::max<int64_t>(0, ends[q] - look.window);
+    turned(look, row, token, look.queries + places[q], queries + q * width, look.scale);
+  }
+  const int64_t begin = firsts[0] / LANES * LANES, last = ends[QUERIES - 1] - 1;  // tokens rise with the pairs
+  typedef int32_t Whole __attribute__((vector_size(4 * LANES)));
+  const Whole lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const auto seen = [&](int q, int64_t slot) {
+    return (lanes >= static_cast<int32_t>(firsts[q] - slot)) & (lanes < static_cast<int32_t>(ends[q] - slot));
+  };
+  Lanes most[QUERIES];
+  for (int q = 0; q < QUERIES; q++) most[q] = Lanes{} - 3.0e38f;
+  for (int64_t slot = begin; slot <= last; slot += LANES) {
+    Lanes parts[QUERIES][LANES];
     for (int i = 0; i < LANES; i++) {
-      parts[i] = Lanes{};
-      const float* key = keys + (first + std::min(slot + i, count - 1)) * width;  // beyond the last slot: the last again
+      const float* key = keys + std::min(slot + i, last) * width;  // beyond the last slot: the last again
+      Lanes sums[QUERIES] = {};
 #pragma GCC unroll 16
-      for (int64_t v = 0; v < vectors; v++) parts[i] += take(query + v * LANES) * take(key + v * LANES);
+      for (int64_t v = 0; v < vectors; v++) {
+        const Lanes part = take(key + v * LANES);
+#pragma GCC unroll 4
+        for (int q = 0; q < QUERIES; q++) sums[q] += take(queries + q * width + v * LANES) * part;
+      }
+#pragma GCC unroll 4
+      for (int q = 0; q < QUERIES; q++) parts[q][i] = sums[q];
     }
-    const Lanes found = folded(parts);
-    most = found > most ? found : most;
-    std::memcpy(scores + slot, &found, sizeof found);
+    for (int q = 0; q < QUERIES; q++) {
+      const Lanes found = folded(parts[q]);
+      most[q] = (found > most[q]) & seen(q, slot) ? found : most[q];
+      std::memcpy(scores + q * room + slot, &found, sizeof found);
+    }
   }
-  float top = most[0];
-  for (int i = 1; i < LANES; i++) top = std::max(top, most[i]);
-  Lanes total{};
-  for (int64_t slot = 0; slot < count; slot += LANES) {
-    Lanes found = exponential(take(scores + slot) - top);
-    for (int64_t i = count - slot; i < LANES; i++) found[i] = 0.0f;
-    total += found;
-    std::memcpy(scores + slot, &found, sizeof found);
+  Lanes sums[QUERIES * (VECTORS ? VECTORS : MOST_WIDTH / LANES)] = {};
+  float all[QUERIES];
+  for (int q = 0; q < QUERIES; q++) {
+    float top = most[q][0];
+    for (int i = 1; i < LANES; i++) top = std::max(top, most[q][i]);
+    Lanes total{};
+    for (int64_t slot = begin; slot <= last; slot += LANES) {
+      float* here = scores + q * room + slot;
+      const Lanes power = exponential(take(here) - top), found = seen(q, slot) ? power : Lanes{};
+      total += found;
+      std::memcpy(here, &found, sizeof found);
+    }
+    all[q] = 0.0f;
+    for (int i = 0; i < LANES; i++) all[q] += total[i];
   }
-  float all = 0.0f;
-  for (int i = 0; i < LANES; i++) all += total[i];
-  Lanes sums[VECTORS ? VECTORS : MOST_WIDTH / LANES];
-#pragma GCC unroll 16
-  for (int64_t v = 0; v < vectors; v++) sums[v] = Lanes{};
-  for (int64_t slot = 0; slot < count; slot++)
-#pragma GCC unroll 16
-    for (int64_t v = 0; v < vectors; v++) sums[v] += scores[slot] * take(values + (first + slot) * width + v * LANES);
-  for (int64_t v = 0; v < vectors; v++) {
-    const Lanes given = sums[v] / all;
-    std::memcpy(look.out + place + v * LANES, &given, sizeof given);
-  }
+  // Slots that all look at are summed together; before and after them each query has its own.
+  const int64_t from = firsts[QUERIES - 1], to = ends[0];
+  const auto some = [&](int64_t v, auto size) {
+    constexpr int V = decltype(size)::value;
+    const float* column = values + v * LANES;
+    for (int q = 0; q < QUERIES; q++)
+      weighed<1, V>(column, width, scores + q * room, room, firsts[q], std::min(from, ends[q]), sums + q * vectors + v, vectors);
+    weighed<QUERIES, V>(column, width, scores, room, from, to, sums + v, vectors);
+    for (int q = 0; q < QUERIES; q++)
+      weighed<1, V>(column, width, scores + q * room, room, std::max(to, from), ends[q], sums + q * vectors + v, vectors);
+  };
+  if constexpr (VECTORS)
+    for (int64_t v = 0; v < VECTORS; v += 4) some(v, std::integral_constant<int, 4>());
+  else
+    for (int64_t v = 0; v < vectors; v++) some(v, std::integral_constant<int, 1>());
+  for (int q = 0; q < QUERIES; q++)
+    for (int64_t i = 0; i < vectors; i++) {
+      const Lanes given = sums[q * vectors + i] / all[q];
+      std::memcpy(look.out + places[q] + i * LANES, &given, sizeof given);
+    }
 }
 
 template <int VECTORS>
 void looked(const Look& look, int threads) {
+  const int64_t pairs = look.tokens * (look.heads / look.groups), shared = look.rows * look.groups;
+  const int64_t blocks = (pairs + TOGETHER - 1) / TOGETHER;
+  const int64_t room = (look.slots + 2 * LANES) / LANES * LANES;
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> scores(look.slots + LANES);
+    std::vector<float> scores(TOGETHER * room);
 #pragma omp for
-    for (int64_t pair = 0; pair < look.rows * look.groups; pair++) written(look, pair / look.groups, pair % look.groups);
+    for (int64_t each = 0; each < shared; each++) written(look, each / look.groups, each % look.groups);
 #pragma omp for schedule(static, 1)
-    for (int64_t job = 0; job < look.rows * look.tokens * look.heads; job++) {
-      const int64_t token = job / look.heads;
-      attended<VECTORS>(look, token / look.tokens, token % look.tokens, job % look.heads, scores.data());
+    for (int64_t job = 0; job < shared * blocks; job++) {
+      const int64_t row = job / blocks / look.groups, group = job / blocks % look.groups, pair = job % blocks * TOGETHER;
+      switch (std::min<int64_t>(TOGETHER, pairs - pair)) {
+        case 1: attended<VECTORS, 1>(look, row, group, pair, scores.data(), room); break;
+        case 2: attended<VECTORS, 2>(look, row, group, pair, scores.data(), room); break;
+        case 3: attended<VECTORS, 3>(look, row, group, pair, scores.data(), room); break;
+        default: attended<VECTORS, 4>(look, row, group, pair, scores.data(), room);
+      }
     }
   }
 }
 
 }  // namespace
+
+// For each number of tokens, how many rows of a matrix are walked at a time.
+#define CASES                                                                                    \
+  CASE(1, 8) CASE(2, 8) CASE(3, 4) CASE(4, 4) CASE(5, 3) CASE(6, 2) CASE(7, 2) CASE(8, 2)        \
+  CASE(9, 1) CASE(10, 1) CASE(11, 1) CASE(12, 1) CASE(13, 1) CASE(14, 1) CASE(15, 1) CASE(16, 1)
 
 // out (count, rows) = tokens (count, width) by the transpose of matrix (rows, width), plus onto (count, rows) where it is given. All lie row
 // by row. 0, or 1 for more than 16 tokens.
@@ -239,12 +342,26 @@ extern "C" int exitwise_few(const float* matrix, const float* tokens, const floa
                             int64_t width, int threads) {
   const Job job{matrix, tokens, onto, out, rows, width};
   switch (count) {
-#define CASE(count, rows)             \
-  case count:                         \
+#define CASE(count, rows)               \
+  case count:                           \
     product<count, rows>(job, threads); \
     return 0;
-    CASE(1, 8) CASE(2, 8) CASE(3, 4) CASE(4, 4) CASE(5, 3) CASE(6, 2) CASE(7, 2) CASE(8, 2)
-    CASE(9, 1) CASE(10, 1) CASE(11, 1) CASE(12, 1) CASE(13, 1) CASE(14, 1) CASE(15, 1) CASE(16, 1)
+    CASES
+#undef CASE
+  }
+  return 1;
+}
+
+// out (count, rows) = the products of tokens with gate, bent, times those with up; see above. 0, or 1 for more than 16 tokens.
+extern "C" int exitwise_gated(const float* gate, const float* up, const float* tokens, float* out, int64_t count, int64_t rows,
+                              int64_t width, int tangent, int threads) {
+  const Job one{gate, tokens, nullptr, nullptr, rows, width}, other{up, tokens, nullptr, out, rows, width};
+  switch (count) {
+#define CASE(count, rows)                            \
+  case count:                                        \
+    gated<count, rows>(one, other, tangent, threads); \
+    return 0;
+    CASES
 #undef CASE
   }
   return 1;

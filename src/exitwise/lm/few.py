@@ -58,6 +58,8 @@ class Kernel:
         self._product, self._attend = opened.exitwise_few, opened.exitwise_attend
         self._product.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3 + [ctypes.c_int]
         self._attend.argtypes = [ctypes.POINTER(_Look), ctypes.c_int]
+        self._gated = opened.exitwise_gated
+        self._gated.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3 + [ctypes.c_int] * 2
         self._norm = opened.exitwise_norm
         self._norm.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_float, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         self._norm.restype = None
@@ -81,6 +83,29 @@ class Kernel:
         base = 0 if added is None else added.data_ptr()
         failed = self._product(
             matrix.data_ptr(), tokens.data_ptr(), base, out.data_ptr(), tokens.shape[0], rows, width, torch.get_num_threads()
+        )
+        assert not failed, f"{tokens.shape[0]} tokens"
+        return out
+
+    def gated(self, tokens: Tensor, gate: Tensor, up: Tensor, tangent: bool) -> Tensor:
+        """(count, rows): the products of tokens (count, width), at most `MOST`, with the gate (rows, width), bent, times those with up.
+
+        Bent by SiLU, or by GELU as the tangent approximates it. Types as for products, and RuntimeError.
+        """
+        tokens, (rows, width) = tokens.contiguous(), up.shape
+        if tokens.shape[1] != width or gate.shape != up.shape or tokens.dtype != torch.float32:
+            raise RuntimeError(f"{tuple(tokens.shape)} of {tokens.dtype} do not fit {tuple(gate.shape)} and {tuple(up.shape)} of float32.")
+        out = torch.empty(tokens.shape[0], rows)
+        failed = self._gated(
+            gate.data_ptr(),
+            up.data_ptr(),
+            tokens.data_ptr(),
+            out.data_ptr(),
+            tokens.shape[0],
+            rows,
+            width,
+            tangent,
+            torch.get_num_threads(),
         )
         assert not failed, f"{tokens.shape[0]} tokens"
         return out

@@ -107,6 +107,7 @@ class Lean:
     k_norm: Norm | None
     width: int
     scale: float
+    tangent: bool | None  # of the kernel's two ways to bend the gate: GELU by the tangent, SiLU, or neither
 
     def __call__(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any], mask: Tensor | None, window: int | None) -> Tensor:
         """(rows, tokens, width) after the layer; keys and values go to the store. mask: None where `unmasked`."""
@@ -149,13 +150,33 @@ class Lean:
         """The states after the feed-forward net, the residual added."""
         own = states.reshape(-1, states.shape[-1])
         flat = own if self.gate.kernel is not None else filled_up(own)
-        x = self.ffn_norm(flat)
-        out = self._added(flat, self.down, self.act(self.gate(x)).mul_(self.up(x)), self.ffn_after)
+        out = self._added(flat, self.down, self._middle(self.ffn_norm(flat)), self.ffn_after)
         return (out if flat is own else out[: len(own)]).view(states.shape)
+
+    def _middle(self, x: Tensor) -> Tensor:
+        """What the feed-forward net holds between its maps."""
+        ours, bias = self.gate.kernel, self.gate.bias is not None or self.up.bias is not None
+        if ours is not None and self.tangent is not None and not bias and x.shape[0] <= MOST:
+            return ours.gated(x, self.gate.weight, self.up.weight, self.tangent)
+        return self.act(self.gate(x)).mul_(self.up(x))
 
     @staticmethod
     def _added(states: Tensor, out: Map, x: Tensor, after: Norm | None) -> Tensor:
         return out.onto(states, x) if after is None else states + after(out(x))
+
+
+def tangent_of(act: Callable[[Tensor], Tensor]) -> bool | None:
+    """Whether an activation is GELU as the tangent approximates it; false for SiLU, None for any other."""
+    probe = torch.linspace(-12.0, 12.0, 97)
+    with torch.no_grad():
+        try:
+            found = act(probe)
+        except RuntimeError:  # it wants another type, another device
+            return None
+    for tangent, known in ((False, F.silu(probe)), (True, F.gelu(probe, approximate="tanh"))):
+        if torch.allclose(found, known, rtol=1e-5, atol=1e-6):
+            return tangent
+    return None
 
 
 def rotary(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,4 +229,4 @@ def lean_of(layer: Any) -> Lean | None:
         return None
     scale = float(getattr(attn, "scaling", width**-0.5))
     q, k, v, o, gate, up, down = maps
-    return Lean(q, k, v, o, gate, up, down, act, attn_norm, ffn_norm, attn_after, ffn_after, q_norm, k_norm, width, scale)
+    return Lean(q, k, v, o, gate, up, down, act, attn_norm, ffn_norm, attn_after, ffn_after, q_norm, k_norm, width, scale, tangent_of(act))
