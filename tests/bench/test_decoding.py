@@ -18,7 +18,7 @@ from tests.speakers import saved
 
 from exitwise import Engine, families
 from exitwise.bench import decoding
-from exitwise.bench.decode import choose, forced, long, memory, roofline, run, table, ways
+from exitwise.bench.decode import choose, forced, kinds, long, memory, roofline, run, table, ways
 from exitwise.errors import FingerprintError
 from exitwise.lm.adapter import Adapter, AdapterConfig, save_adapter
 from exitwise.pretrained import Speaker, language_model
@@ -272,11 +272,11 @@ def test_steps_say_what_they_lack(folder: Path, tmp_path: Path, monkeypatch: pyt
         return {name.removeprefix("decode-") for name in found}, " ".join(missing)
 
     none = f"No language model is named: decode/ is left out. Give --model FOLDER, or set {decoding.MODEL}."
-    assert steps() == (set(), f"{none} No speech model is named: decode/whisper is left out. Set {decoding.SPEECH} to its folder.")
+    assert steps() == ({"kinds"}, f"{none} No speech model is named: decode/whisper is left out. Set {decoding.SPEECH} to its folder.")
     file = tmp_path / "prompts.txt"
     file.write_text("a b c\n")
     found, missing = steps("--model", str(folder), "--data", str(file), "--adapter", str(tmp_path / "none"))
-    assert found == {"realised", "memory", "long", "roofline", "lossless", "rivals", "lossy"}
+    assert found == {"kinds", "realised", "memory", "long", "roofline", "lossless", "rivals", "lossy"}
     assert "no trained adapter" in missing and "gemma3" in missing
     monkeypatch.setenv(decoding.MODEL, str(folder))
     found, missing = steps("--data", str(file), "--adapter", str(adapter(tmp_path / "adapter")))
@@ -311,6 +311,24 @@ def test_the_steps_fill_their_keys(folder: Path, tmp_path: Path, capsys: pytest.
     assert set(tried) == {*decoding.LOSSY, "eellm, trained exits"} and all(len(each) == 6 for each in tried.values())
     assert {"kangaroo", "n-grams"} == set(json.loads(choice.read_text())["tried"])  # all that can draft is tried, the fastest is judged
     assert "full depth" in capsys.readouterr().out and not any(str(tmp_path) in f.read_text() for f in (tmp_path / "out").glob("*.json"))
+
+
+def test_every_family_is_measured_and_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two layers of width 64. A family whose model types are none of the list would go unmeasured."""
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "vocab_size": 99, "head_dim": 8}
+    monkeypatch.setattr(kinds, "SHAPE", {**kinds.SHAPE, **{name: value for name, value in small.items() if name in kinds.SHAPE}})
+    own = {name: {key: small.get(key, value) for key, value in each.items()} for name, each in kinds.OWN.items()}
+    own["GPT2"] |= {"n_embd": 64, "n_layer": 2}
+    own["OPT"] |= {"ffn_dim": 96, "word_embed_proj_dim": 64}
+    monkeypatch.setattr(kinds, "OWN", own)
+    types = {kinds.made(kind).config.model_type for kind in kinds.OWN}
+    loaded = [families.load(name) for name in families.names()]
+    assert types == {kind for each in loaded if each.language is not None and each.language.cross is None for kind in each.model_types}
+    summary: decoding.Summary = {}
+    decoding.kinds_of(decoding.Wish(tokens=16, repeats=2), tmp_path, summary, lambda _: None)
+    assert summary["decode/kinds_unequal"] == 0 and (summary["decode/least_over_generate"] or 0) > 0
+    (written,) = (json.loads(file.read_text())["kinds"] for file in tmp_path.glob("*decode-kinds.json"))
+    assert [each["kind"] for each in written] == list(kinds.OWN) and all(len(each["times_s"]["ours"]) == 2 for each in written)
 
 
 @pytest.mark.parametrize("case", ["llama", "gpt2"])

@@ -20,7 +20,7 @@ from ..engine import Engine
 from ..errors import FingerprintError
 from . import prompts as forms
 from . import record
-from .decode import choose, forced, hearing, long, memory, roofline, run, speech, table, ways
+from .decode import choose, forced, hearing, kinds, long, memory, roofline, run, speech, table, ways
 from .decode.run import Asked, Setup
 from .decode.ways import Way
 
@@ -105,10 +105,12 @@ def transcribing(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], 
 
 def writing(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) -> tuple[dict[str, Callable[[], None]], list[str]]:
     """The steps of language models, and why others are left out."""
+    every = {"decode-kinds": partial(kinds_of, wish, out, summary, tick)}
     if wish.model is None:
-        return {}, [f"No language model is named: decode/ is left out. Give --model FOLDER, or set {MODEL}."]
+        return every, [f"No language model is named: decode/ is left out. Give --model FOLDER, or set {MODEL}."]
     bench, missing = Bench(wish, wish.model, out, tick), list[str]()
     found: dict[str, Callable[[], None]] = {
+        **every,
         "decode-realised": partial(bench.realised, summary),
         "decode-memory": partial(bench.memory, summary),
         "decode-long": partial(bench.long, summary),
@@ -127,6 +129,14 @@ def writing(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]
         nowhere = replace(wish, adapter=Path("none"), grams=Path("none"))  # what was trained belongs to the first model
         found["decode-gemma3"] = partial(Bench(nowhere, wish.second, out, tick, "decode-gemma3").second, summary)
     return found, missing
+
+
+def kinds_of(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) -> None:
+    """A model of each family with random weights: whether our loop is slower than `generate` on any."""
+    with record.run(out, "decode-kinds", {"shape": kinds.SHAPE}, 0) as made:
+        made["kinds"] = kinds.measure(wish.tokens // 4, wish.repeats, tick)
+        summary["decode/least_over_generate"] = min(float(each["over_generate"]) for each in made["kinds"])
+        summary["decode/kinds_unequal"] = sum(not each["equal"] for each in made["kinds"])
 
 
 class Bench:
