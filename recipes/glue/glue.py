@@ -84,7 +84,7 @@ def measure(run: dict[str, Any], given: argparse.Namespace, school: School, sets
     run["full"] = {**full, "macs": live(Engine(base, "never"), sets["dev"], score)["macs"]}
     tell(f"{given.task}: full depth scores {full['dev']:.2f} on dev, {full['calibration']:.2f} on the calibration rows")
     run["methods"], engines = {}, {}
-    for name in EPOCHS:
+    for name in given.methods or EPOCHS:
         model, exits = trained(school, base, name)
         engines[name] = Engine(model, name, exits=exits)
         judged = school.folder / name / "judged.json"
@@ -123,6 +123,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--soup", type=int, default=1, choices=range(1, len(TUNINGS) + 1), help="fine-tunings whose weights are averaged")
     parser.add_argument("--teacher", type=Path, help="folder of a language model from which the classifier learns last; for two classes")
     parser.add_argument("--reads", default=AUTO, choices=(AUTO, *READS), help="what exits read: the first token, or the mean of all")
+    parser.add_argument("--methods", nargs="+", choices=sorted(EPOCHS), help="whose exits are trained and compared; all of them by default")
     parser.add_argument("--data", type=Path, default=Path(".data/glue"))
     parser.add_argument("--work", type=Path, default=Path(".data"))
     parser.add_argument("--out", type=Path, default=Path("results"))

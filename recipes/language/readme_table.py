@@ -25,7 +25,7 @@ def lines(run: dict[str, Any]) -> list[str]:
         speed, ratio, full, many = row["tokens_per_second"], row["over_generate"], row["over_full"], row["tokens_per_round"]
         out.append(
             f"| {first} | {row['label']} | {speed['median']:.1f} | {ratio['median']:.2f} [{ratio['q1']:.2f}, {ratio['q3']:.2f}] "
-            f"| {full['median'] if full else 0:.2f} | {row['equal']}/{items} | {100 * row['agreement']:.1f} % "
+            f"| {'-' if full is None else '{:.2f}'.format(full['median'])} | {row['equal']}/{items} | {100 * row['agreement']:.1f} % "
             f"| {'-' if many is None else f'{many:.2f}'} |"
         )
     return out

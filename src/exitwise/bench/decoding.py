@@ -134,7 +134,7 @@ def writing(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]
 def kinds_of(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) -> None:
     """A model of each family with random weights: whether our loop is slower than `generate` on any."""
     with record.run(out, "decode-kinds", {"shape": kinds.SHAPE}, 0) as made:
-        made["kinds"] = kinds.measure(wish.tokens // 4, wish.repeats, tick)
+        made["kinds"] = kinds.measure(wish.tokens // 4, 3 * wish.repeats, tick)
         summary["decode/least_over_generate"] = min(float(each["over_generate"]) for each in made["kinds"])
         summary["decode/kinds_unequal"] = sum(not each["equal"] for each in made["kinds"])
 

@@ -1,8 +1,8 @@
 """A matrix times few tokens on a CPU, at the price of reading the matrix once: a kernel of our own, compiled once for this machine.
 
 Decoding reads every weight for each step, and that is what a step costs; a few tokens more should cost next to nothing, which is what
-drafts live on. Libraries of products are made for many tokens: PyTorch's take 1.7 times as long for five tokens as for one, and 2.1 times
-for nine; `few.cpp` 1.16 and 1.37 times (`decode-roofline`), and it gives each token the same numbers whichever it comes with.
+drafts live on. Libraries of products are made for many tokens: PyTorch's take 1.9 times as long for five tokens as for one, and 2.5 times
+for nine; `few.cpp` 1.06 and 1.35 times (`decode-roofline`), and it gives each token the same numbers whichever it comes with.
 
 `exitwise kernel`, or `build`, compiles it where there is a C++ compiler; from then on it is found and used. Without it all is as exact,
 only slower. EXITWISE_KERNEL=0 leaves it aside.
