@@ -13,7 +13,7 @@ from exitwise import families, methods
 ROOT = Path(exitwise.__file__).parent
 FLOORS = [
     {"errors"},
-    {"register", "machine", "trace", "stack", "criteria", "heads", "reading"},
+    {"register", "machine", "few", "trace", "stack", "criteria", "heads", "reading"},
     {"models", "train", "cost"},
     {"run", "lm"},
     {"calibrate", "method", "families"},

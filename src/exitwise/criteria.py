@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import DepthError, KnobError
-from .lm.few import kernel
+from .few import kernel
 
 SCOPES = ("token_mean", "flat", "token_min", "last")
 SCHEDULES = ("static", "paper", "released")

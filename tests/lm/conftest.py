@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from exitwise.lm import few
+from exitwise import few
 
 
 @pytest.fixture(autouse=True)

@@ -16,13 +16,12 @@ from tests.lm.parts import CLOSE, LEAN, backbone_of, batch, walked, words
 from torch import Tensor
 from typer.testing import CliRunner
 
-from exitwise import Engine, families
+from exitwise import Engine, families, few
 from exitwise.cli.app import app
 from exitwise.errors import BuildError
 from exitwise.families.llama import small
-from exitwise.lm import few
+from exitwise.few import MOST, Kernel
 from exitwise.lm.backbone import Backbone
-from exitwise.lm.few import MOST, Kernel
 from exitwise.lm.lean import attend, rotary
 from exitwise.lm.stair import Stair
 from exitwise.lm.store import Span, Store

@@ -11,8 +11,7 @@ from tests.families.cases import made
 from tests.lm.parts import CLOSE, LANGUAGE, LEAN, backbone_of, walked, words
 from torch import nn
 
-from exitwise import families
-from exitwise.lm import few
+from exitwise import families, few
 from exitwise.lm.backbone import Backbone
 from exitwise.lm.lean import attend, filled_up, lean_of, norm_of
 from exitwise.lm.stair import Stair

@@ -105,7 +105,7 @@ def transcribing(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], 
 
 def writing(wish: Wish, out: Path, summary: Summary, tick: Callable[[str], None]) -> tuple[dict[str, Callable[[], None]], list[str]]:
     """The steps of language models, and why others are left out."""
-    every = {"decode-kinds": partial(kinds_of, wish, out, summary, tick)}
+    every: dict[str, Callable[[], None]] = {"decode-kinds": partial(kinds_of, wish, out, summary, tick)}
     if wish.model is None:
         return every, [f"No language model is named: decode/ is left out. Give --model FOLDER, or set {MODEL}."]
     bench, missing = Bench(wish, wish.model, out, tick), list[str]()

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from exitwise.errors import InputError
-from exitwise.lm.few import kernel
+from exitwise.few import kernel
 from exitwise.machine import machine
 
 SCHEMA = 1

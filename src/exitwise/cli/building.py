@@ -23,7 +23,7 @@ def kernel(as_object: options.Json = False) -> None:
       exitwise kernel
       exitwise kernel --json
     """
-    from ..lm import few
+    from .. import few
 
     built = few.build()
     gains = few.gains(built)

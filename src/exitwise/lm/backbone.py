@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CacheError, FamilyError
+from ..few import MOST, Kernel, kernel
 from ..run.cache import CrossLayer, Filled
 from ..run.walk import split_output
 from ..stack import Family, reach
 from ..trace import Trace
-from .few import MOST, Kernel, kernel
 from .lean import Lean, filled_up, lean_of, norm_of, plain, rotary
 from .source import Both, Source
 from .store import Span, Store

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .few import MOST, Kernel, kernel
+from ..few import MOST, Kernel, kernel
 from .store import Span, Store
 
 Norm = Callable[[Tensor], Tensor]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...engine import Engine
-from ...lm.few import MOST, Kernel, kernel
+from ...few import MOST, Kernel, kernel
 from .. import speed
 from . import long
 

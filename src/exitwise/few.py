@@ -24,12 +24,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..errors import BuildError
-from .store import Span, Store
+from .errors import BuildError
+
+if TYPE_CHECKING:
+    from .lm.store import Span, Store
 
 MOST = 16  # tokens
 LANES, MOST_WIDTH = 16, 512  # of the source
