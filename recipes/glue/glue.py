@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glue_data import TASKS, Encoded, parted, read
 from glue_judge import book, chosen, live, timed
 from glue_learn import EPOCHS, TUNINGS, School, full_answers, trained, tuned
-from glue_teacher import Lesson
 
 from exitwise import Engine
 from exitwise.bench import record
@@ -42,16 +40,13 @@ def school_for(given: argparse.Namespace) -> tuple[School, dict[str, Encoded]]:
     learn, held = parted(rows, min(500, len(rows) // 10), given.seed)
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     parts = {"train": learn, "calibration": held, "dev": read(given.task, given.data, "dev")}
-    encode = partial(Encoded, tokenizer=tokenizer, longest=task.longest)
-    sets = {name: encode(part) for name, part in parts.items()}
-    folder = given.work / f"glue-{given.task}"
-    lesson = None if given.teacher is None else Lesson(given.teacher, learn, held, encode, task.longest, folder / "teacher")
+    sets = {name: Encoded(part, tokenizer, task.longest) for name, part in parts.items()}
 
     def make() -> Any:
         set_seed(given.seed)
         return AutoModelForSequenceClassification.from_pretrained(given.model, num_labels=len(task.labels))
 
-    return School(make, sets["train"], folder, given.epochs, given.reads, given.seed, given.soup, lesson), sets
+    return School(make, sets["train"], given.work / f"glue-{given.task}", given.epochs, given.reads, given.seed, given.soup), sets
 
 
 def begun(folder: Path, asked: dict[str, Any]) -> None:
@@ -84,7 +79,7 @@ def measure(run: dict[str, Any], given: argparse.Namespace, school: School, sets
     run["full"] = {**full, "macs": live(Engine(base, "never"), sets["dev"], score)["macs"]}
     tell(f"{given.task}: full depth scores {full['dev']:.2f} on dev, {full['calibration']:.2f} on the calibration rows")
     run["methods"], engines = {}, {}
-    for name in given.methods or EPOCHS:
+    for name in EPOCHS:
         model, exits = trained(school, base, name)
         engines[name] = Engine(model, name, exits=exits)
         judged = school.folder / name / "judged.json"
@@ -121,9 +116,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--task", choices=sorted(TASKS), default="sst2")
     parser.add_argument("--epochs", type=float, default=2.0, help="of the fine-tuning; exits take shares of it")
     parser.add_argument("--soup", type=int, default=1, choices=range(1, len(TUNINGS) + 1), help="fine-tunings whose weights are averaged")
-    parser.add_argument("--teacher", type=Path, help="folder of a language model from which the classifier learns last; for two classes")
     parser.add_argument("--reads", default=AUTO, choices=(AUTO, *READS), help="what exits read: the first token, or the mean of all")
-    parser.add_argument("--methods", nargs="+", choices=sorted(EPOCHS), help="whose exits are trained and compared; all of them by default")
     parser.add_argument("--data", type=Path, default=Path(".data/glue"))
     parser.add_argument("--work", type=Path, default=Path(".data"))
     parser.add_argument("--out", type=Path, default=Path("results"))
@@ -131,13 +124,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     school, sets = school_for(given)
-    asked = {"model": str(given.model), "epochs": given.epochs, "reads": given.reads, "seed": given.seed, "soup": given.soup}
-    begun(school.folder, asked if given.teacher is None else {**asked, "teacher": given.teacher.name})
+    begun(school.folder, {"model": str(given.model), "epochs": given.epochs, "reads": given.reads, "seed": given.seed, "soup": given.soup})
     config = {
         "task": given.task,
         "epochs": given.epochs,
         "soup": given.soup,
-        "teacher": given.teacher and given.teacher.name,
         "reads": given.reads,
         "keep": KEEP,
         "rows": {name: len(rows) for name, rows in sets.items()},

@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 from glue_data import Encoded
-from glue_teacher import Lesson
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from exitwise import Engine, methods
 from exitwise.bench.schooling import AUTO, read_by
@@ -24,7 +22,7 @@ from exitwise.train.exits import Labelled, Learner
 from exitwise.train.schedules import Schedule
 
 ROWS = 32
-TUNED, TAUGHT = "tuned", "taught"
+TUNED = "tuned"
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,13 @@ class Tuning:
 TUNINGS = (Tuning(5e-5, 0.8, "cosine", 0.32), Tuning(1e-4, 1.5, "linear"), Tuning(5e-5, 2.0, "linear"))
 EPOCHS = {"deebert": 0.15, "fastbert": 0.15, "pabee": 0.25, "berxit": 0.2, "palbert": 0.1}  # times those of the fine-tuning
 RATES = {"deebert": 1e-3, "fastbert": 1e-3, "pabee": 5e-5, "berxit": 5e-5, "palbert": 5e-5}
-LESSON = Tuning(5e-5, 0.75, "linear")  # of the lesson's rows
 DONE = "done.safetensors"
 
 
 @dataclass(frozen=True)
 class School:
     """What every stage is given: a maker of the untuned classifier, the rows to learn from, where to write, how often the fine-tuning sees
-    all rows, what exits read (`schooling.read_by`), how many fine-tunings are averaged, and the lesson of a teacher that follows them."""
+    all rows, what exits read (`schooling.read_by`), and how many fine-tunings are averaged."""
 
     make: Callable[[], nn.Module]
     rows: Encoded
@@ -56,23 +53,18 @@ class School:
     reads: str = AUTO
     seed: int = 0
     soup: int = 1
-    lesson: Lesson | None = None
 
     def settings(self, stage: str) -> Settings:
         """How long and how fast a method's exits learn."""
-        return self._settings(stage, Tuning(RATES[stage], EPOCHS[stage], "cosine"), len(self.rows))
+        return self._settings(stage, Tuning(RATES[stage], EPOCHS[stage], "cosine"))
 
     def tunings(self) -> list[Settings]:
         """The same of each fine-tuning."""
-        return [self._settings(f"{TUNED}-{number}", tuning, len(self.rows)) for number, tuning in enumerate(TUNINGS[: self.soup], start=1)]
+        return [self._settings(f"{TUNED}-{number}", tuning) for number, tuning in enumerate(TUNINGS[: self.soup], start=1)]
 
-    def taught(self, lesson: Lesson) -> Settings:
-        """The same of what a teacher adds."""
-        return self._settings(TAUGHT, LESSON, len(lesson.rows))
-
-    def _settings(self, stage: str, tuning: Tuning, rows: int) -> Settings:
+    def _settings(self, stage: str, tuning: Tuning) -> Settings:
         """In steps, so that a busy machine changes nothing but the time."""
-        steps = max(1, round(self.epochs * tuning.epochs * rows / ROWS))
+        steps = max(1, round(self.epochs * tuning.epochs * len(self.rows) / ROWS))
         return Settings(
             self.folder / stage,
             steps=steps,
@@ -110,15 +102,9 @@ def _plain(model: nn.Module, batch: Labelled) -> dict[str, Tensor]:
     return {"loss": loss}
 
 
-def _softly(model: nn.Module, batch: Labelled) -> dict[str, Tensor]:
-    """What a teacher thinks of the second of two classes, as the label."""
-    said = model(**batch.inputs).logits
-    return {"loss": F.binary_cross_entropy_with_logits(said[:, 1] - said[:, 0], batch.labels)}
-
-
 def tuned(school: School) -> nn.Module:
     """The classifier, fine-tuned; of several fine-tunings from the same beginning, the mean of their weights (model soups, Wortsman et al.
-    2022, arXiv:2203.05482); then by a teacher's lesson, if there is one."""
+    2022, arXiv:2203.05482)."""
     model, total = school.make(), dict[str, Tensor]()
     for settings in school.tunings():
         one = school.make()
@@ -126,12 +112,6 @@ def tuned(school: School) -> nn.Module:
         for name, value in one.state_dict().items():
             total[name] = value + total[name] if name in total else value.clone()
     model.load_state_dict({name: value / school.soup if value.is_floating_point() else value for name, value in total.items()})
-    if (lesson := school.lesson) is not None:
-
-        def learn(settings: Settings) -> object:
-            return train(model, lesson.batches(ROWS, school.seed), _softly, settings)
-
-        _kept(school.taught(lesson), model, learn)
     return model.eval()
 
 

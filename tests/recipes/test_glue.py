@@ -16,7 +16,6 @@ glue = pytest.importorskip("glue")
 glue_data = pytest.importorskip("glue_data")
 glue_judge = pytest.importorskip("glue_judge")
 glue_learn = pytest.importorskip("glue_learn")
-glue_teacher = pytest.importorskip("glue_teacher")
 
 from exitwise.bench.metrics import accuracy, f1, matthews  # noqa: E402
 from exitwise.errors import InputError  # noqa: E402
@@ -191,81 +190,3 @@ def test_the_whole_way_and_a_second_run_that_goes_on(tmp_path: Path, monkeypatch
     with pytest.raises(InputError, match="was begun with.*--work"):
         glue.main([*arguments, "--seed", "1"])
     assert again["full"] == run["full"] and again["methods"]["pabee"]["live"] == run["methods"]["pabee"]["live"]
-
-
-def teacher_folder(folder: Path, words: Path) -> Path:
-    """A random Llama of three layers with the tokenizer of the small BERT."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaModel
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
-    LlamaModel(LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, initializer_range=0.5, **sizes)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(words).save_pretrained(folder)
-    return folder
-
-
-def test_a_teacher_is_read_once_and_says_what_it_thinks_beside_the_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its states are those of a text alone, after two of three layers; a stopped reading goes on; short texts are not asked about."""
-    from transformers import AutoModel, AutoTokenizer
-
-    monkeypatch.setattr(glue_teacher, "CHUNK", 16)
-    words = model_folder(tmp_path / "model")
-    folder, tokenizer = teacher_folder(tmp_path / "teacher", words), AutoTokenizer.from_pretrained(words)
-    dice = torch.Generator().manual_seed(0)
-
-    def example(label: int, count: int) -> Any:
-        filler = [f"w{int(i)}" for i in torch.randint(20, (count,), generator=dice)]
-        return glue_data.Example(" ".join([*filler, "good" if label else "bad"]), None, label)
-
-    rows = [example(i % 2, 5 + i % 4) for i in range(40)] + [example(1, 2)]
-    held = [example(i % 2, 6) for i in range(12)]
-
-    def lesson() -> Any:
-        encode = lambda some: glue_data.Encoded(some, tokenizer, 16)  # noqa: E731
-        return glue_teacher.Lesson(folder, rows, held, encode, 16, tmp_path / "kept")
-
-    first = lesson()
-    assert len(first.rows) == 40 and not (tmp_path / "kept").exists()  # nothing is read before it is asked for
-    targets, labels = first.targets, torch.tensor([row.label for row in rows[:40]])
-    assert ((targets > 0.5).long() == labels).float().mean() > 0.9 and len(list((tmp_path / "kept" / "train").iterdir())) == 3
-    assert bool(((targets > 0) & (targets < 1)).all()) and float((targets - labels).abs().min()) > 0  # sure of no row
-    states = glue_teacher.states(folder, first.examples, 16, tmp_path / "kept" / "train")
-    ids = torch.tensor([tokenizer(f"{rows[3].first} ")["input_ids"]])
-    with torch.no_grad():
-        alone = AutoModel.from_pretrained(folder)(ids, output_hidden_states=True).hidden_states[2][0]
-    want = torch.cat((alone[1:].mean(0), alone[-1]))
-    torch.testing.assert_close(states[3].float(), want, atol=2e-3, rtol=2e-3)  # kept in half precision
-    (tmp_path / "kept" / "train" / "000016.safetensors").unlink()
-    monkeypatch.setattr(glue_teacher, "Reader", lambda folder: pytest.fail("read again"))
-    with pytest.raises(pytest.fail.Exception, match="read again"):
-        _ = lesson().targets
-    monkeypatch.undo()
-    monkeypatch.setattr(glue_teacher, "CHUNK", 16)
-    assert torch.equal(lesson().targets, targets)
-    batch = first.batches(8, 0)(3)
-    places = first.rows.drawn(3, 8, 0)
-    assert torch.equal(batch.labels, targets[places]) and torch.equal(batch.inputs["input_ids"], first.rows.batch(places)[0]["input_ids"])
-
-
-def test_a_lesson_follows_the_fine_tunings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The classifier ends where the teacher's thoughts lead, which here are the labels turned round."""
-    monkeypatch.setattr(glue_learn, "TUNINGS", (glue_learn.Tuning(1e-2, 1.0, "linear"),))
-    monkeypatch.setattr(glue_learn, "LESSON", glue_learn.Tuning(1e-2, 1.0, "linear"))
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    folder = model_folder(tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = [glue_data.Example(f"w{i % 20} w{i % 7} w1 w2 w3 {'good' if i % 2 else 'bad'}", None, i % 2) for i in range(320)]
-    encoded = glue_data.Encoded(rows, tokenizer, 16)
-    lesson = glue_teacher.Lesson(tmp_path, rows, rows[:4], lambda some: glue_data.Encoded(some, tokenizer, 16), 16, tmp_path)
-    lesson.targets = torch.tensor([0.8 if row.label == 0 else 0.2 for row in rows])
-
-    def make() -> Any:
-        torch.manual_seed(0)
-        return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
-
-    def right(taught: Any) -> float:
-        school = glue_learn.School(make, encoded, tmp_path / ("taught" if taught else "plain"), 2.0, lesson=taught)
-        return float(accuracy(glue_learn.full_answers(glue_learn.tuned(school), encoded), encoded.labels))
-
-    assert right(None) > 90 and right(lesson) < 10
