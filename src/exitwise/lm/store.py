@@ -50,8 +50,8 @@ class Span:
     @cached_property
     def positions(self) -> Tensor:
         """(rows, tokens) slot of each token, which is its position too; one row for all where they are even."""
-        starts = torch.tensor(self.starts[:1] if self.even else self.starts, device=self.device)
-        return starts[:, None] + torch.arange(self.tokens, device=self.device)
+        starts = torch.tensor(self.starts[:1] if self.even else self.starts, device=self.device)[:, None]
+        return starts if self.tokens == 1 else starts + torch.arange(self.tokens, device=self.device)
 
     @cached_property
     def first(self) -> Tensor:
