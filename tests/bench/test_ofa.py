@@ -104,6 +104,6 @@ def test_a_figure_that_another_bench_wrote_meanwhile_stays(tmp_path, monkeypatch
         return {"first": lambda: summary.update(a=1.0), "second": second}
 
     monkeypatch.setattr(bench, "steps", steps)
-    monkeypatch.setattr(sys, "argv", ["bench", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["bench", "--out", str(tmp_path), "--only", "first,second"])
     assert bench.main() == 0
     assert record.summarise(tmp_path, {}) == {"a": 2.0, "b": 3.0}
