@@ -155,6 +155,8 @@ def main() -> None:
     parser.add_argument("--export", type=Path, help="where the adapter is written at each checkpoint, such as .data/kangaroo/adapter")
     parser.add_argument("--tag", default="", help="a name for a run beside others of the same depth")
     given = parser.parse_args()
+    if not 0 <= given.turn < given.beside:
+        parser.error(f"--turn {given.turn} is none of {given.beside} processes. Give 0 to {given.beside - 1}, each once.")
     (write_answers if given.step == "answers" else learn)(given)
 
 

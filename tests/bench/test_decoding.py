@@ -318,7 +318,6 @@ def test_every_family_is_measured_and_says_the_same(tmp_path: Path, monkeypatch:
     small = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "vocab_size": 99, "head_dim": 8}
     monkeypatch.setattr(kinds, "SHAPE", {**kinds.SHAPE, **{name: value for name, value in small.items() if name in kinds.SHAPE}})
     own = {name: {key: small.get(key, value) for key, value in each.items()} for name, each in kinds.OWN.items()}
-    own["GPT2"] |= {"n_embd": 64, "n_layer": 2}
     own["OPT"] |= {"ffn_dim": 96, "word_embed_proj_dim": 64}
     monkeypatch.setattr(kinds, "OWN", own)
     types = {kinds.made(kind).config.model_type for kind in kinds.OWN}

@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from tests.families.cases import CASES, layer_outputs, made
 from torch import Tensor
 
-from exitwise import families
+from exitwise import families, few
 from exitwise.lm.backbone import Backbone
 from exitwise.lm.stair import Stair
 
 LANGUAGE = [case for case, (family, _) in CASES.items() if (found := families.load(family).language) is not None and found.cross is None]
 LEAN = ("gemma", "gemma-1", "llama", "mistral", "qwen", "qwen-3")  # the cases whose layers have the form that `Lean` knows
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}  # float32 sums in another order: many tokens in one call or one by one; logits of up to 10
+
+
+def setting(patch: pytest.MonkeyPatch, **variables: str) -> None:
+    """Sets environment variables; the kernel is looked for anew."""
+    for name, value in variables.items():
+        patch.setenv(name, value)
+    few.kernel.cache_clear()
 
 
 def backbone_of(case: str = "llama", lean: bool = True) -> Backbone:

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from tests.families.cases import made
-from tests.lm.parts import CLOSE, LANGUAGE, LEAN, backbone_of, walked, words
+from tests.lm.parts import CLOSE, LANGUAGE, LEAN, backbone_of, setting, walked, words
 from torch import nn
+from transformers.activations import ACT2FN
 
-from exitwise import families, few
+from exitwise import families
+from exitwise.families.llama import small
 from exitwise.lm.backbone import Backbone
-from exitwise.lm.lean import attend, filled_up, lean_of, norm_of
+from exitwise.lm.lean import attend, filled_up, lean_of, norm_of, tangent_of
 from exitwise.lm.stair import Stair
 
 TOKENS = [words(90, 1), words(90, 2)]
@@ -43,8 +45,7 @@ def test_lean_layers_say_what_the_layers_say(case: str, policy: str) -> None:
 @torch.no_grad()
 def test_few_rows_are_filled_up_and_say_what_each_says_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile of 16 for 8 to 15 rows, in layers and in the head, where there is no kernel; what was filled in is never seen."""
-    monkeypatch.setenv("EXITWISE_KERNEL", "0")
-    few.kernel.cache_clear()
+    setting(monkeypatch, EXITWISE_KERNEL="0")
     assert [len(filled_up(torch.ones(n, 3))) for n in (1, 7, 8, 15, 16, 17)] == [1, 7, 16, 16, 16, 17]
     assert filled_up(torch.ones(9, 3)).sum() == 27
     for case in ("llama", "gemma", "gpt2"):
@@ -147,3 +148,26 @@ def test_heads_that_share_keys_are_asked_together() -> None:
         (query @ keys.repeat_interleave(3, 1).transpose(-1, -2) * 0.4).masked_fill(~seen, -torch.inf), -1
     ) @ values.repeat_interleave(3, 1)
     torch.testing.assert_close(attend(query, keys, values, seen, 0.4), want, rtol=1e-5, atol=1e-6)  # float32 in another order
+
+
+def test_an_activation_is_known_by_what_it_does() -> None:
+    """Whatever it is called: only SiLU and the tangent's GELU are the kernel's; the exact GELU is up to 5e-4 away, and is not."""
+    found = {name: tangent_of(ACT2FN[name]) for name in ("silu", "gelu_pytorch_tanh", "gelu_new", "gelu", "quick_gelu", "relu")}
+    assert found == {"silu": False, "gelu_pytorch_tanh": True, "gelu_new": True, "gelu": None, "quick_gelu": None, "relu": None}
+    own = {case: {lean.tangent for lean in backbone_of(case).leans if lean is not None} for case in ("llama", "gemma")}
+    assert own == {"llama": {False}, "gemma": {True}}
+
+
+@torch.no_grad()
+def test_maps_with_a_bias_are_multiplied_one_by_one() -> None:
+    """The kernel's gate knows no bias: such a layer is run in few operations all the same, and says what its own code says."""
+    model, _ = small("Llama", mlp_bias=True)
+    for name, value in model.named_parameters():
+        if name.endswith("proj.bias"):
+            value.normal_(generator=torch.Generator().manual_seed(len(name)))
+    said = []
+    for lean in (True, False):
+        backbone = Backbone(model, families.of(model)[1], lean)
+        assert [each is not None and each.tangent is None for each in backbone.leans] == [lean] * 4
+        said.append(walked(Stair(backbone, 2), TOKENS, DEPTHS, 70))
+    torch.testing.assert_close(said[0], said[1], **CLOSE)

@@ -38,10 +38,10 @@ def window(model: Any, layer: int) -> int | None:
     return span
 
 
-def small(kind: str, config: str | None = None, **more: Any) -> tuple[Any, dict[str, Any]]:
+def small(kind: str, config: str | None = None, model: str | None = None, **more: Any) -> tuple[Any, dict[str, Any]]:
     """A random 4-layer model of width 32 of a kind ('Llama') that takes Llama's names in its configuration, and two prompts.
 
-    config: the configuration's class, where it is not the kind's name and 'Config'; more: fields of it.
+    config, model: their classes, where they are not the kind's name with 'Config' and 'ForCausalLM'; more: fields of the configuration.
     """
     import transformers
 
@@ -51,7 +51,7 @@ def small(kind: str, config: str | None = None, **more: Any) -> tuple[Any, dict[
         "pad_token_id": 0,
     }  # fmt: skip
     made = getattr(transformers, config or f"{kind}Config")(**{**usual, **more})
-    return getattr(transformers, f"{kind}ForCausalLM")(made).eval(), two_prompts()
+    return getattr(transformers, model or f"{kind}ForCausalLM")(made).eval(), two_prompts()
 
 
 def tiny() -> tuple[Any, dict[str, Any]]:

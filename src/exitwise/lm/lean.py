@@ -107,7 +107,7 @@ class Lean:
     k_norm: Norm | None
     width: int
     scale: float
-    tangent: bool | None  # of the kernel's two ways to bend the gate: GELU by the tangent, SiLU, or neither
+    tangent: bool | None  # how the kernel bends the gate: GELU by the tangent, or SiLU; None: not in one call
 
     def __call__(self, states: Tensor, span: Span, store: Store, aids: dict[str, Any], mask: Tensor | None, window: int | None) -> Tensor:
         """(rows, tokens, width) after the layer; keys and values go to the store. mask: None where `unmasked`."""
@@ -155,8 +155,8 @@ class Lean:
 
     def _middle(self, x: Tensor) -> Tensor:
         """What the feed-forward net holds between its maps."""
-        ours, bias = self.gate.kernel, self.gate.bias is not None or self.up.bias is not None
-        if ours is not None and self.tangent is not None and not bias and x.shape[0] <= MOST:
+        ours = self.gate.kernel
+        if ours is not None and self.tangent is not None and x.shape[0] <= MOST:
             return ours.gated(x, self.gate.weight, self.up.weight, self.tangent)
         return self.act(self.gate(x)).mul_(self.up(x))
 
@@ -229,4 +229,5 @@ def lean_of(layer: Any) -> Lean | None:
         return None
     scale = float(getattr(attn, "scaling", width**-0.5))
     q, k, v, o, gate, up, down = maps
-    return Lean(q, k, v, o, gate, up, down, act, attn_norm, ffn_norm, attn_after, ffn_after, q_norm, k_norm, width, scale, tangent_of(act))
+    tangent = tangent_of(act) if gate.bias is None and up.bias is None else None
+    return Lean(q, k, v, o, gate, up, down, act, attn_norm, ffn_norm, attn_after, ffn_after, q_norm, k_norm, width, scale, tangent)
